@@ -1,0 +1,36 @@
+# Each command works alone on a fresh machine with Python 3.11 or newer, git and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint docs clean
+
+demo: $(VENV)/installed ## set up, then run the whole loop on the bundled student
+	$(BIN)/spot demo
+
+test: $(VENV)/installed-dev ## set up, then run the test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev ## format, lint and strict types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+docs: $(VENV)/installed-dev ## write docs/cli.md from the real --help
+	$(BIN)/python docs/make_cli.py
+
+clean: ## remove the environment and what tools leave
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+
+# torch is installed first and by itself: a looser request elsewhere would bring a CUDA build of several gigabytes.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing (about a minute and a half) ..."
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable ".[dev]"
+	touch $@

@@ -1,0 +1,295 @@
+"""The `spot` command: parse, build, call. Heavy imports happen inside the commands, so that `spot --help` is quick."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spot.errors import RunFailed, StoppedEarly, UserError
+
+app = typer.Typer(
+    help="Surgical post-training: have a model's own errors corrected with minimal edits, and train on the pairs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped early and resumable. Start with: spot demo",
+)
+lab = typer.Typer(help="The bundled student and its world.", no_args_is_help=True)
+app.add_typer(lab, name="lab")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the config's.")
+]
+Output = Annotated[Path, typer.Option(help="The file to write (JSONL, or Parquet by extension where it is whole).")]
+ProblemsFile = Annotated[Path, typer.Option(help="Problems: rows of id, prompt, answer.")]
+AttemptsFile = Annotated[Path, typer.Option(help="Attempts, as spot elicit writes them.")]
+Model = Annotated[str, typer.Option("--model", help="A model directory, a hub name, or lab.")]
+
+
+def main() -> None:
+    """Run the command line; every error that is the user's to mend is one line and an exit code."""
+    with plain_errors():
+        app()
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Print how a command failed in one line and leave with its exit code."""
+    try:
+        yield
+    except UserError as error:
+        _leave("error", str(error), 2)
+    except RunFailed as error:
+        _leave("failed", str(error), 1)
+    except StoppedEarly as error:
+        _leave("stopped", str(error), 3)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave("stopped", "interrupted; what was done is kept, the same command goes on from there", 3)
+
+
+def _leave(kind: str, message: str, code: int) -> None:
+    sys.stderr.write(f"{kind}: {' '.join(message.split())}\n")
+    raise SystemExit(code)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+@app.command("run", epilog="Example: spot run config.yaml train.learning_rate=2e-6 run.dir=runs/second")
+def run_command(
+    config: Annotated[Path, typer.Argument(help="The run's YAML config.")],
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete the run directory first.")] = False,
+) -> None:
+    """Run elicit, rectify, filter, train, evaluate and report; a stopped run goes on where it was."""
+    from spot.config import load_config
+
+    _run(load_config(config, overrides or []), overwrite, ["spot", "run", str(config), *(overrides or [])])
+
+
+@app.command("demo", epilog="Example: spot demo run.seed=1 run.dir=runs/demo-1")
+def demo_command(
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete the run directory first.")] = False,
+) -> None:
+    """The whole loop on the bundled student, in about two minutes on a laptop."""
+    from spot.config import load_config
+
+    config = load_config(Path(__file__).parent / "lab" / "demo.yaml", overrides or [])
+    _run(config, overwrite, ["spot", "demo", *(overrides or [])])
+
+
+def _run(config: Any, overwrite: bool, command: list[str]) -> None:
+    import shlex
+
+    from spot.pipeline import run
+
+    console = _console()
+    report = run(config, console, overwrite, shlex.join(command))
+    console.print(f"\n[bold]Report:[/bold] {report}", highlight=False, soft_wrap=True)
+
+
+@app.command("elicit", epilog="Example: spot elicit --model lab --problems problems.jsonl --output attempts.jsonl")
+def elicit_command(model: Model, problems: ProblemsFile, output: Output, overrides: Overrides = None) -> None:
+    """Ask the student every problem and verify its answers."""
+    from spot import stages
+    from spot.config import parse_config
+    from spot.schema import Problem
+    from spot.store import read_rows
+
+    config = _overridden({"student": {"model": model}, "problems": {"source": str(problems)}}, overrides, parse_config)
+    attempts = stages.elicit(
+        read_rows(problems, Problem),
+        config.student,
+        config.elicit,
+        stages.open_verifier(config.problems),
+        config.run.seed,
+        output,
+        console := _console(),
+    )
+    wrong = sum(attempt.outcome == "wrong" for attempt in attempts)
+    console.print(f"{output}: {len(attempts)} attempts, {wrong} wrong", highlight=False)
+
+
+@app.command(
+    "rectify",
+    epilog="Example: spot rectify --problems p.jsonl --attempts a.jsonl --output r.jsonl rectify.model=NAME "
+    "rectify.base_url=https://host/v1 rectify.api_key_env=MY_KEY",
+)
+def rectify_command(
+    problems: ProblemsFile, attempts: AttemptsFile, output: Output, overrides: Overrides = None
+) -> None:
+    """Have an Oracle correct the wrong attempts; what does not verify is kept with its reason."""
+    from spot import stages
+    from spot.config import parse_config
+    from spot.schema import Attempt, Problem
+    from spot.store import read_rows
+
+    config = _overridden({"problems": {"source": str(problems)}}, overrides, parse_config)
+    replies = output.with_suffix(".replies.jsonl")
+    rows = stages.rectify(
+        read_rows(problems, Problem),
+        read_rows(attempts, Attempt),
+        stages.open_oracle(config.rectify, config.run.seed, config.problems.world, replies),
+        stages.open_verifier(config.problems),
+        output,
+        console := _console(),
+    )
+    console.print(f"{output}: {sum(row.accepted for row in rows)} of {len(rows)} corrections verified", highlight=False)
+
+
+@app.command("filter", epilog="Example: spot filter --model lab --problems p.jsonl --attempts a.jsonl "
+    "--rectifications r.jsonl --output pairs.jsonl filter.gamma=0.6")  # fmt: skip
+def filter_command(
+    model: Model,
+    problems: ProblemsFile,
+    attempts: AttemptsFile,
+    rectifications: Annotated[Path, typer.Option(help="Corrections, as spot rectify writes them.")],
+    output: Output,
+    overrides: Overrides = None,
+) -> None:
+    """Keep the corrections that change little and write them as TRL preference pairs."""
+    from spot import stages
+    from spot.config import parse_config
+    from spot.schema import Attempt, Problem, Rectification
+    from spot.store import read_rows, write_rows
+
+    config = _overridden({"student": {"model": model}}, overrides, parse_config)
+    filtered = stages.make_pairs(
+        read_rows(problems, Problem),
+        read_rows(attempts, Attempt),
+        read_rows(rectifications, Rectification),
+        stages.student_path(config.student),
+        config.filter,
+    )
+    write_rows(output, filtered.pairs)
+    write_rows(output.with_suffix(".dropped.jsonl"), filtered.dropped)
+    _console().print(f"{output}: {len(filtered.pairs)} pairs, {len(filtered.dropped)} dropped", highlight=False)
+
+
+@app.command(
+    "train",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def train_command(context: typer.Context) -> None:
+    """Train on pairs, with the flags of transformers and TRL (spot train --help lists them)."""
+    from spot.train.command import main as train_main
+
+    train_main(context.args)
+
+
+@app.command("eval", epilog="Example: spot eval --model runs/demo/model --tasks in_domain,ood --output evals/after")
+def eval_command(
+    model: Model,
+    tasks: Annotated[str, typer.Option(help="Families of the lab or files of problems, separated by commas.")],
+    output: Annotated[Path, typer.Option(help="The directory to write one file of attempts a task to.")],
+    overrides: Overrides = None,
+) -> None:
+    """Answer tasks with a model and print mean and standard error over questions."""
+    from spot import stages
+    from spot.config import parse_config
+    from spot.evaluate.statistics import score
+    from spot.schema import Attempt
+    from spot.store import read_rows
+
+    raw = {"student": {"model": model}, "evaluate": {"tasks": tasks.split(",")}}
+    config = _overridden(raw, overrides, parse_config)
+    console = _console()
+    questions = stages.evaluation_problems(config.evaluate, config.problems, "error", [])
+    weights = stages.student_path(config.student)
+    stages.evaluate(questions, config.student, weights, config.evaluate, output, "eval", console)
+    for task in questions:
+        found = score(read_rows(output / f"{task}.jsonl", Attempt))
+        error = "" if found.stderr is None else f" ± {100 * found.stderr:.1f}"
+        console.print(f"{task}: {100 * found.mean:.1f}{error} (n = {found.n})", highlight=False)
+
+
+@app.command("report", epilog="Example: spot report runs/demo")
+def report_command(run_dir: Annotated[Path, typer.Argument(help="The directory of a run.")]) -> None:
+    """Write summary.json and report.html again from a run's files, and print the summary."""
+    from spot.config import load_config
+    from spot.pipeline import Pipeline
+    from spot.store import RunDirectory
+
+    if not (run_dir / "config.yaml").exists():
+        raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
+    console = _console()
+    with RunDirectory(run_dir) as directory:
+        Pipeline(load_config(run_dir / "config.yaml"), directory, console, "spot run").report()
+    console.print(f"\n[bold]Report:[/bold] {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command("doctor", epilog="Example: spot doctor config.yaml")
+def doctor_command(
+    config: Annotated[Path | None, typer.Argument(help="A config whose endpoints and keys are checked too.")] = None,
+) -> None:
+    """Say what this machine can do and what to fix."""
+    from spot.config import load_config
+    from spot.doctor import checks, print_checks
+
+    found = checks(load_config(config).model_dump(mode="json") if config else None)
+    print_checks(_console(), found)
+    if any(check.status == "fail" for check in found):
+        raise typer.Exit(1)
+
+
+@lab.command("train", epilog="Example: spot lab train --output my-student --steps 3000")
+def lab_train_command(
+    output: Annotated[Path, typer.Option(help="The directory to write the student to.")],
+    world: Annotated[str, typer.Option(help="A bundled world's name or a world file.")] = "default",
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's own unless given.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides weights, questions and order.")] = 0,
+) -> None:
+    """Raise the bundled student from nothing, on its world's text. A stopped training goes on where it was."""
+    from dataclasses import replace
+
+    from spot.lab.recipe import Recipe, train_student
+    from spot.lab.world import World
+    from spot.progress import bar
+
+    recipe = Recipe(seed=seed)
+    recipe = recipe if steps is None else replace(recipe, steps=steps)
+    console = _console()
+    with bar(console, "student") as progress:
+
+        def show(step: int, total: int, loss: float) -> None:
+            progress.update(step, total, f"loss {loss:.3f}")
+
+        train_student(World.load(world), recipe, output, show)
+    console.print(f"{output}: a student of the world {world!r} after {recipe.steps} steps", highlight=False)
+
+
+@lab.command("problems", epilog="Example: spot lab problems --family in_domain --count 100 --output problems.jsonl")
+def lab_problems_command(
+    output: Output,
+    family: Annotated[str, typer.Option(help="in_domain, ood or instructions.")] = "in_domain",
+    split: Annotated[str, typer.Option(help="train, tune or test.")] = "train",
+    count: Annotated[int, typer.Option(help="How many questions.")] = 2000,
+    world: Annotated[str, typer.Option(help="A bundled world's name or a world file.")] = "default",
+    seed: Annotated[int, typer.Option(help="Decides the questions.")] = 0,
+) -> None:
+    """Write questions of the lab as a file of problems."""
+    from spot.lab.world import FAMILIES, World
+    from spot.store import write_rows
+
+    if family not in FAMILIES or split not in ("train", "tune", "test"):
+        raise UserError(f"--family is one of {', '.join(FAMILIES)}; --split is one of train, tune, test")
+    write_rows(output, World.load(world).problems(family, split, count, seed))
+    _console().print(f"{output}: {count} problems", highlight=False)
+
+
+def _overridden(raw: dict[str, Any], overrides: list[str] | None, parse: Any) -> Any:
+    from spot.config import apply_override
+
+    for override in overrides or []:
+        apply_override(raw, override)
+    return parse(raw, "command line")

@@ -1,0 +1,219 @@
+"""The configuration of a run: one frozen section a stage, every key read, unknown keys refused.
+
+A config is a YAML file; `section.key=value` on the command line overrides it. The resolved config is saved with the
+run and decides whether a run directory can be resumed.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spot.errors import UserError
+from spot.schema import Sampling
+
+Stage = Literal["elicit", "rectify", "filter", "train", "evaluate", "report"]
+STAGES: tuple[Stage, ...] = ("elicit", "rectify", "filter", "train", "evaluate", "report")
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(Section):
+    """Where the run lives and what it does. `seed` decides sampling, order and the lab's questions."""
+
+    dir: Path = Path("runs/run")
+    name: str = "run"
+    seed: int = Field(default=0, ge=0)
+    stages: list[Stage] = list(STAGES)
+    on_bad_row: Literal["error", "skip"] = "error"
+
+
+class StudentSection(Section):
+    """The model to improve. `model` is a directory, a hub name or `lab` (the bundled student).
+
+    With `base_url` its answers come from an OpenAI-compatible server, where it is called `served_as`; the weights
+    that are trained are still `model`.
+    """
+
+    model: str = "lab"
+    device: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: int = Field(default=256, ge=1)
+    enable_thinking: bool = False
+    base_url: str | None = None
+    served_as: str | None = None
+    api_key_env: str | None = None
+    concurrency: int = Field(default=16, ge=1)
+
+
+class ProblemsSection(Section):
+    """The questions: a file of problems, or `lab` for `count` questions of the lab's world. `count` cuts a file."""
+
+    source: str = "lab"
+    count: int | None = Field(default=None, ge=1)
+    world: str = "default"
+    verifier: str = "math"
+    answer_pattern: str | None = None
+
+
+class SamplingSection(Section):
+    """How the student is asked (method.md: temperature 0.7, top-p 0.8, at most 32,768 new tokens)."""
+
+    samples: int = Field(default=1, ge=1)
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=0.8, gt=0, le=1)
+    max_new_tokens: int = Field(default=32768, ge=1)
+
+    def sampling(self, seed: int) -> Sampling:
+        """These settings with the run's seed."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, seed=seed)
+
+
+class ElicitSection(SamplingSection):
+    """Asking the student. `attempts` names a file of answers that were given elsewhere; then nothing is asked."""
+
+    attempts: Path | None = None
+
+
+class RectifySection(Section):
+    """The Oracle: `scripted` (the lab's), `model` (an endpoint), `import` (a file) or the user's `module:function`."""
+
+    oracle: str = "model"
+    model: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    path: Path | None = None
+    with_answer: bool = True
+    prompt: str | None = None
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=32768, ge=1)
+    concurrency: int = Field(default=16, ge=1)
+
+
+class FilterSection(Section):
+    """Which corrections become pairs."""
+
+    gamma: float = Field(default=0.6, ge=0, le=1)
+    max_pairs: int | None = Field(default=None, ge=1)
+
+
+class TrainSection(Section):
+    """Training, with the paper's values as defaults (method.md, Training facts)."""
+
+    objective: str = "spot_bco"
+    beta: float = Field(default=0.1, gt=0)
+    reward_shift: Literal["ema", "cumulative", "none"] = "ema"
+    shift_decay: float = Field(default=0.9, ge=0, lt=1)
+    sft_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
+    score_rejected: bool = True
+    learning_rate: float = Field(default=1e-6, gt=0)
+    num_train_epochs: int = Field(default=2, ge=1)
+    pairs_per_step: int = Field(default=32, ge=1)
+    max_length: int = Field(default=8192, ge=2)
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    lr_scheduler_type: str = "cosine"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    save_steps: float = Field(default=0.25, gt=0)
+
+
+class EvaluateSection(SamplingSection):
+    """Measuring before and after. `tasks` are the lab's families or files of problems; empty means nothing."""
+
+    tasks: list[str] = []
+    questions: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=1, ge=0)
+
+
+class ReportSection(Section):
+    """The report. `notes` are printed in it: what a reader must know about this run."""
+
+    notes: list[str] = []
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    run: RunSection = RunSection()
+    student: StudentSection = StudentSection()
+    problems: ProblemsSection = ProblemsSection()
+    elicit: ElicitSection = ElicitSection()
+    rectify: RectifySection = RectifySection()
+    filter: FilterSection = FilterSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    report: ReportSection = ReportSection()
+
+    def to_yaml(self) -> str:
+        """The resolved config. It names environment variables, never what they hold."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML config and apply `section.key=value` overrides; raises `UserError` naming the key and the mend.
+
+    Relative paths in the file are relative to the working directory, as on the command line.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    raw = {} if raw is None else raw
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config is a mapping of sections ({', '.join(RunConfig.model_fields)})")
+    for override in overrides:
+        apply_override(raw, override)
+    return parse_config(raw, str(path))
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in a raw config."""
+    key, separator, value = override.partition("=")
+    section, dot, name = key.partition(".")
+    if not separator or not dot:
+        raise UserError(f"{override}: write an override as section.key=value, for example train.beta=0.1")
+    target = raw.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise UserError(f"{override}: the section {section!r} of the config is not a mapping")
+    try:
+        target[name] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{override}: the value is not valid YAML; quote it") from None
+
+
+def parse_config(raw: dict[str, Any], origin: str) -> RunConfig:
+    """Check a raw config; `origin` is what error messages call it."""
+    raw = {section: {} if values is None else values for section, values in raw.items()}
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
+    parent: type[BaseModel] = RunConfig
+    for part in first["loc"][:-1]:
+        annotation = parent.model_fields[str(part)].annotation
+        assert annotation is not None
+        parent = annotation
+    near = get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(parent.model_fields)}"
+    return f"unknown key {place!r}; {hint}"

@@ -1,0 +1,1 @@
+"""Measuring: statistics over questions, before and after."""

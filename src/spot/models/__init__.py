@@ -1,0 +1,1 @@
+"""Who writes text: the student in process, or any model behind an endpoint."""

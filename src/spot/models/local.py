@@ -1,0 +1,353 @@
+"""A transformers model in process: batched sampling with a KV cache, repeatable bit for bit after a kill.
+
+Batches are cut from the whole list of requests, sorted by prompt length, whatever has been answered before; each row
+draws from the generator of its own seed; a batch is answered, and committed, as a whole. So on the same machine, with
+the same libraries, thread count and batch size, a resumed run writes the rows that an uninterrupted one writes.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from spot.errors import RunFailed, UserError
+from spot.models.base import Reply, Request
+from spot.models.sampling import sample
+from spot.schema import Message, Sampling, as_dicts
+
+SHRINK_AT = 0.75
+"""Finished rows leave a batch once no more than this share of its rows is unfinished; leaving copies the cache."""
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """One request ready for the model: its token ids, and how many new tokens it may get."""
+
+    request: Request
+    token_ids: list[int]
+    budget: int
+
+
+class LocalModel:
+    """The causal language model in the directory `path`, as a `Model`.
+
+    Prompts go through the directory's chat template with `enable_thinking`; answers stop at the end-of-turn tokens of
+    its generation config, whose other sampling settings are not used: `Sampling` is all there is. A prompt close to
+    the end of the model's context gets as many new tokens as fit (`finish_reason` "length"); one that fills it, or
+    that the template refuses, comes back as an error.
+
+    `dtype` is "auto" (the checkpoint's) or torch's name of a type; `device` is "cpu", "cuda" or "cuda:N", by default
+    CUDA where there is one; `name` is what rows call the model, by default `path` as given. Raises `UserError` where
+    the directory holds no whole model with a tokenizer and a chat template, `RunFailed` on NaN or lack of memory.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        batch_size: int = 256,
+        device: str | None = None,
+        dtype: str = "auto",
+        enable_thinking: bool = False,
+        *,
+        name: str | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise UserError(f"batch size {batch_size}: must be at least 1")
+        self.name = name or path
+        self._path = path
+        self._batch_size = batch_size
+        self._enable_thinking = enable_thinking
+        self._device = _device(device)
+        self._tokenizer = _load_tokenizer(path)
+        self._model = _load_model(path, _dtype(dtype), self._device)
+        self._context = _context(self._model.config)
+        ends = self._model.generation_config.eos_token_id
+        ends = self._tokenizer.eos_token_id if ends is None else ends
+        if ends is None:
+            raise UserError(f"{path}: no end-of-turn token; set eos_token_id in its generation_config.json")
+        self._end_ids = frozenset([ends] if isinstance(ends, int) else ends)
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
+    ) -> AsyncIterator[list[Reply]]:
+        """Answer `requests` batch by batch, the longest prompts first; one group is what a batch had missing.
+
+        The work is done in a thread, so the event loop stays free; it stops at the next token when this is cancelled.
+        """
+        stopped = threading.Event()
+        try:
+            prompts, refused = await asyncio.to_thread(self._prepare, requests, sampling)
+            if failures := [reply for reply in refused if reply.id not in done]:
+                yield failures
+            # The sort is stable: equal lengths stay in the order of the requests.
+            prompts.sort(key=lambda prompt: -len(prompt.token_ids))
+            for start in range(0, len(prompts), self._batch_size):
+                batch = prompts[start : start + self._batch_size]
+                if all(prompt.request.id in done for prompt in batch):
+                    continue
+                replies = await asyncio.to_thread(self._answer, batch, sampling, stopped)
+                yield [reply for reply in replies if reply.id not in done]
+        finally:
+            stopped.set()
+
+    def close(self) -> None:
+        """Free the model's memory; it cannot be asked afterwards."""
+        del self._model
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _prepare(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[_Prompt], list[Reply]]:
+        """Tokenize every request; those that cannot be asked come back as replies that say why."""
+        rendered: dict[tuple[Message, ...], str | TemplateError] = {}
+        for request in requests:
+            if request.messages not in rendered:
+                rendered[request.messages] = self._render(request.messages)
+        texts = list(dict.fromkeys(text for text in rendered.values() if isinstance(text, str)))
+        encoded = self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        ids_of: dict[str, list[int]] = dict(zip(texts, encoded, strict=True))
+
+        prompts: list[_Prompt] = []
+        refused: list[Reply] = []
+        for request in requests:
+            text = rendered[request.messages]
+            if isinstance(text, TemplateError):
+                refused.append(_error(request, f"the chat template refuses the messages: {text}"))
+                continue
+            token_ids = ids_of[text]
+            room = sampling.max_new_tokens if self._context is None else self._context - len(token_ids)
+            if not token_ids:
+                refused.append(_error(request, "the chat template makes an empty prompt"))
+            elif room < 1:
+                reason = f"the prompt has {len(token_ids)} tokens and fills the model's context of {self._context}"
+                refused.append(_error(request, reason))
+            else:
+                prompts.append(_Prompt(request, token_ids, min(room, sampling.max_new_tokens)))
+        return prompts, refused
+
+    def _render(self, messages: tuple[Message, ...]) -> str | TemplateError:
+        try:
+            return self._tokenizer.apply_chat_template(
+                as_dicts(list(messages)),
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=self._enable_thinking,
+            )
+        except TemplateError as error:
+            return error
+
+    def _answer(self, batch: list[_Prompt], sampling: Sampling, stopped: threading.Event) -> list[Reply]:
+        try:
+            answers = self._decode(batch, sampling, stopped)
+        except FloatingPointError as error:
+            raise RunFailed(f"{self._path}: {error}; its weights are broken, or its dtype is too narrow") from error
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(
+                f"{self._path}: out of memory on {self._device} with {len(batch)} answers at a time; "
+                "lower the batch size"
+            ) from error
+        ended = [ids[-1] in self._end_ids for ids in answers]
+        bodies = [ids[:-1] if end else ids for ids, end in zip(answers, ended, strict=True)]
+        texts = self._tokenizer.batch_decode(bodies, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return [
+            Reply(prompt.request.id, text, "stop" if end else "length", tuple(ids))
+            for prompt, text, end, ids in zip(batch, texts, ended, answers, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _decode(self, batch: list[_Prompt], sampling: Sampling, stopped: threading.Event) -> list[list[int]]:
+        """Sample one answer a prompt; the end-of-turn token is included where it was drawn.
+
+        In the loop `rows` maps the rows still in the batch to those it began with; `tokens` and `uniforms` are
+        `(steps, rows it began with)`. Rows that have finished but not left yet go on, and are not counted.
+        """
+        device = self._device
+        uniforms = _uniforms(batch).to(device)
+        budgets = torch.tensor([prompt.budget for prompt in batch], device=device)
+        ends = torch.tensor(sorted(self._end_ids), device=device)
+        tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=device)
+        lengths = torch.zeros_like(budgets)
+        rows = torch.arange(len(batch), device=device)
+        unfinished = torch.ones_like(rows, dtype=torch.bool)
+
+        cache = _cache(self._model.config)
+        input_ids, mask = (tensor.to(device) for tensor in _left_padded(batch))
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        for step in range(len(uniforms)):
+            if stopped.is_set():
+                raise asyncio.CancelledError
+            output = self._model(
+                input_ids=input_ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            drawn = sample(
+                output.logits[:, -1],
+                uniforms[step, rows],
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+            )
+            tokens[step, rows] = drawn
+            lengths[rows] += unfinished
+            unfinished &= ~(torch.isin(drawn, ends) | (budgets[rows] == step + 1))
+            num_unfinished = int(unfinished.sum())
+            if num_unfinished == 0:
+                break
+            positions = positions[:, -1:] + 1
+            if num_unfinished <= SHRINK_AT * len(rows):
+                stay = unfinished.nonzero().squeeze(1)
+                cache.reorder_cache(stay)
+                rows, drawn, mask, positions = rows[stay], drawn[stay], mask[stay], positions[stay]
+                unfinished = unfinished[stay]
+            if self._context is not None:
+                # Only rows that have finished run into this; learned position tables end there.
+                positions = positions.clamp(max=self._context - 1)
+            input_ids = drawn.unsqueeze(1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        by_row = tokens.T.tolist()
+        return [ids[:length] for ids, length in zip(by_row, lengths.tolist(), strict=True)]
+
+
+class _GrowingLayer(DynamicLayer):
+    """A full-attention cache layer that writes into spare room instead of copying all it holds at every token."""
+
+    _buffers: tuple[Tensor, Tensor]
+
+    def update(
+        self,
+        key_states: Tensor,
+        value_states: Tensor,
+        *args: Any,  # noqa: ARG002 (transformers' signature)
+        **kwargs: Any,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """Append `(batch, heads, new, dim)` keys and values; return all of them as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._buffers = (key_states[:, :, :0], value_states[:, :, :0])
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        if end > self._buffers[0].shape[-2]:
+            self._buffers = (_enlarged(self._buffers[0], start, end), _enlarged(self._buffers[1], start, end))
+        self._buffers[0][:, :, start:end] = key_states
+        self._buffers[1][:, :, start:end] = value_states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Keep the rows `beam_idx`; transformers' name for it, from beam search."""
+        length = self.get_seq_length()
+        self._buffers = (self._buffers[0].index_select(0, beam_idx), self._buffers[1].index_select(0, beam_idx))
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+
+
+def _enlarged(buffer: Tensor, length: int, needed: int) -> Tensor:
+    batch, heads, _, dim = buffer.shape
+    larger = buffer.new_empty(batch, heads, max(needed + 64, length * 3 // 2), dim)
+    larger[:, :, :length] = buffer[:, :, :length]
+    return larger
+
+
+def _cache(config: Any) -> DynamicCache:
+    """The cache that fits the model's layers, with the plain full-attention ones made to grow in place."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _left_padded(batch: list[_Prompt]) -> tuple[Tensor, Tensor]:
+    """Prompt ids and their attention mask, both `(batch, longest)` int64; masked places hold id 0."""
+    longest = max(len(prompt.token_ids) for prompt in batch)
+    padding = [longest - len(prompt.token_ids) for prompt in batch]
+    ids = [[0] * pad + prompt.token_ids for pad, prompt in zip(padding, batch, strict=True)]
+    mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _uniforms(batch: list[_Prompt]) -> Tensor:
+    """`(steps, batch)` float64 in [0, 1): each column from its request's seed, whatever else is in the batch."""
+    drawn = np.zeros((max(prompt.budget for prompt in batch), len(batch)))
+    for column, prompt in enumerate(batch):
+        drawn[: prompt.budget, column] = np.random.Generator(np.random.Philox(prompt.request.seed)).random(
+            prompt.budget
+        )
+    return torch.from_numpy(drawn)
+
+
+def _error(request: Request, reason: str) -> Reply:
+    return Reply(request.id, "", "error", error=" ".join(reason.split()))
+
+
+def _load_tokenizer(path: str) -> Any:
+    if not Path(path).is_dir():
+        raise UserError(
+            f"{path}: no such model directory; fetch a model of the hub first: hf download NAME --local-dir DIRECTORY"
+        )
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # broken files surface as many types, some of them bare `Exception`
+        raise UserError(f"{path}: no tokenizer that transformers can load ({_first_line(error)})") from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{path}: no chat template; a student must be an instruction-tuned model: add its chat_template.jinja"
+        )
+    return tokenizer
+
+
+def _load_model(path: str, dtype: Any, device: torch.device) -> Any:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # as above
+        raise UserError(f"{path}: not a model that transformers can load ({_first_line(error)})") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        # transformers fills these with random numbers and goes on.
+        raise UserError(f"{path}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")
+    try:
+        return model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise RunFailed(f"{path}: the model does not fit into the memory of {device}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device!r}: not a device; use cpu, cuda or cuda:N") from None
+    if parsed.type not in ("cpu", "cuda"):
+        raise UserError(f"device {device!r}: sampling needs float64 and runs on cpu or cuda")
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices here; use cpu")
+    return parsed
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return "auto"
+    dtype: object = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"dtype {name!r}: use auto, float32, bfloat16 or float16")
+    return dtype
+
+
+def _context(config: Any) -> int | None:
+    """The model's context in tokens, `None` where its config states none."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -1,0 +1,1 @@
+"""Corrections to training pairs: change ratio and filter."""

@@ -1,0 +1,229 @@
+"""A run: the stages in their order, each once, in one directory; a killed run goes on where it was."""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from spot import __version__, stages
+from spot.config import RunConfig, Stage
+from spot.errors import UserError
+from spot.schema import Attempt, Dropped, Pair, Problem, Rectification
+from spot.store import RunDirectory, read_dropped, read_rows, write_atomic, write_rows
+
+PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "openai", "math-verify", "rapidfuzz")
+# ru_maxrss is in KiB on Linux and in bytes on macOS.
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def run(config: RunConfig, console: Console, overwrite: bool = False, command: str = "spot run") -> Path:
+    """Run the stages of `config` that are not complete; returns the path of the report (or of the run).
+
+    `command` is how the user started this run; the report prints it under "how to reproduce".
+    """
+    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite)
+    with directory:
+        pipeline = Pipeline(config, directory, console, command)
+        pipeline.describe()
+        for stage in config.run.stages:
+            pipeline.stage(stage)
+    report = directory / "report.html"
+    return report if report.exists() else directory.path
+
+
+class Pipeline:
+    """The stages over one run directory. Each method reads the files of those before it and writes its own."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, console: Console, command: str) -> None:
+        self.config = config
+        self.run = directory
+        self.console = console
+        self.command = command
+
+    def describe(self) -> None:
+        """Record versions and the commit that this run was made with."""
+        if "versions" in self.run.manifest:
+            return
+        self.run.update_manifest(versions=versions(), commit=commit(), command=self.command)
+
+    def stage(self, name: Stage) -> None:
+        """Run a stage unless it is complete."""
+        if self.run.is_complete(name) and name != "report":
+            self.console.print(f"[green]✓[/green] {name:<9} [dim]already complete[/dim]", highlight=False)
+            return
+        work: dict[Stage, Callable[[], str]] = {
+            "elicit": self.elicit,
+            "rectify": self.rectify,
+            "filter": self.filter,
+            "train": self.train,
+            "evaluate": self.evaluate,
+            "report": self.report,
+        }
+        started = time.monotonic()
+        goes = self.run.manifest.get("goes", {})
+        self.run.update_manifest(goes=goes | {name: goes.get(name, 0) + 1})
+        outcome = work[name]()
+        seconds = time.monotonic() - started
+        self.run.complete(name, seconds, peak_memory_bytes=peak_memory())
+        self.console.print(f"[green]✓[/green] {name:<9} {outcome} [dim]({seconds:.1f} s)[/dim]", highlight=False)
+
+    def problems(self) -> list[Problem]:
+        """The run's questions, kept in its directory from the first stage on."""
+        path = self.run / "problems.jsonl"
+        if not path.exists():
+            config = self.config
+            bad_rows: list[Dropped] = []
+            rows = stages.load_problems(config.problems, config.run.seed, config.run.on_bad_row, bad_rows)
+            if not rows:
+                raise UserError(f"{config.problems.source}: no problems")
+            write_rows(path, rows)
+            self._drop("read", bad_rows)
+        return read_rows(path, Problem)
+
+    def elicit(self) -> str:
+        """Ask the student."""
+        config = self.config
+        verifier = stages.open_verifier(config.problems)
+        attempts = stages.elicit(
+            self.problems(), config.student, config.elicit, verifier, config.run.seed, self.attempts_path, self.console
+        )
+        useless = [attempt for attempt in attempts if attempt.outcome in ("truncated", "unscored")]
+        self._drop(
+            "elicit",
+            [Dropped(stage="elicit", id=row.id, reason=row.outcome, detail=row.verdict.reason) for row in useless],
+        )
+        wrong = sum(attempt.outcome == "wrong" for attempt in attempts)
+        return f"{len(attempts):,} answers, {wrong:,} wrong"
+
+    def rectify(self) -> str:
+        """Ask the Oracle."""
+        config = self.config
+        oracle = stages.open_oracle(
+            config.rectify, config.run.seed, config.problems.world, self.run / "oracle_replies.jsonl"
+        )
+        rows = stages.rectify(
+            self.problems(),
+            self._attempts(),
+            oracle,
+            stages.open_verifier(config.problems),
+            self.run / "rectifications.jsonl",
+            self.console,
+        )
+        self._drop(
+            "rectify", [Dropped(stage="rectify", id=row.id, reason=row.reason) for row in rows if not row.accepted]
+        )
+        return f"{sum(row.accepted for row in rows):,} of {len(rows):,} corrections verified"
+
+    def filter(self) -> str:
+        """Make the pairs."""
+        rows = read_rows(self._needs("rectifications.jsonl", "rectify"), Rectification)
+        filtered = stages.make_pairs(
+            self.problems(), self._attempts(), rows, stages.student_path(self.config.student), self.config.filter
+        )
+        write_rows(self.run / "pairs.jsonl", filtered.pairs)
+        write_atomic(self.run / "change_ratios.json", json.dumps([round(ratio, 6) for ratio in filtered.ratios]))
+        self._drop("filter", filtered.dropped)
+        return f"{len(filtered.pairs):,} pairs within gamma {self.config.filter.gamma:g}"
+
+    def train(self) -> str:
+        """Train the student on the pairs."""
+        pairs = read_rows(self._needs("pairs.jsonl", "filter"), Pair)
+        result = stages.train(
+            pairs,
+            stages.student_path(self.config.student),
+            self.config.train,
+            self.config.run.seed,
+            self.run / "checkpoints",
+            self.run / "model",
+            self.run / "metrics.jsonl",
+            self.console,
+        )
+        self._drop("train", result.dropped)
+        return f"{result.steps:,} steps of {self.config.train.objective}"
+
+    def evaluate(self) -> str:
+        """Measure the student before and after."""
+        config = self.config
+        bad_rows: list[Dropped] = []
+        tasks = stages.evaluation_problems(config.evaluate, config.problems, config.run.on_bad_row, bad_rows)
+        for task, (questions, _) in tasks.items():
+            write_rows(self.run / "eval" / "problems" / f"{task}.jsonl", questions)
+        sides = {"before": stages.student_path(config.student), "after": str(self.run / "model")}
+        if not tasks:
+            return "no tasks, nothing measured"
+        self._needs("model", "train")
+        for side, weights in sides.items():
+            directory = self.run / "eval" / side
+            stages.evaluate(tasks, config.student, weights, config.evaluate, directory, side, self.console)
+        self._drop("evaluate", [row.model_copy(update={"stage": "evaluate"}) for row in bad_rows])
+        return f"{sum(len(questions) for questions, _ in tasks.values()):,} questions, before and after"
+
+    def report(self) -> str:
+        """Sum up in `summary.json`, `report.html` and on the terminal."""
+        from spot.report.build import build_report
+        from spot.report.collect import collect
+        from spot.report.terminal import print_summary
+
+        summary = collect(self.run, self.config)
+        write_atomic(self.run / "summary.json", summary.model_dump_json(indent=2) + "\n")
+        path = build_report(self.run.path, self.run.manifest.get("command", self.command))
+        print_summary(summary, self.console)
+        return str(path)
+
+    @property
+    def attempts_path(self) -> Path:
+        """Where the student's attempts are."""
+        return self.run / "attempts.jsonl"
+
+    def _attempts(self) -> list[Attempt]:
+        return read_rows(self._needs("attempts.jsonl", "elicit"), Attempt)
+
+    def _needs(self, name: str, stage: Stage) -> Path:
+        path = self.run / name
+        if not path.exists():
+            raise UserError(f"{path}: not there yet; the stage {stage!r} makes it, add it to run.stages")
+        return path
+
+    def _drop(self, stage: str, rows: list[Dropped]) -> None:
+        """Record what a stage dropped, in place of what an earlier go of it recorded."""
+        path = self.run / "dropped.jsonl"
+        write_rows(path, [*(row for row in read_dropped(path) if row.stage != stage), *rows])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"spot": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, where it runs from a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT

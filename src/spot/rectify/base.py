@@ -1,0 +1,38 @@
+"""An Oracle corrects wrong attempts; how it does so (script, model, person, file) is its own affair."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from spot.schema import Attempt, Problem
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A wrong attempt beside its problem: what an Oracle is given."""
+
+    problem: Problem
+    attempt: Attempt
+
+
+@dataclass(frozen=True)
+class Correction:
+    """An Oracle's answer to one failure. `text` is `None` where it gave none, and `reason` says why."""
+
+    attempt_id: str
+    text: str | None
+    reason: str = ""
+    candidate: int = 0
+    prompt_version: str | None = None
+    ledger_key: str | None = None
+
+
+class Oracle(Protocol):
+    """Who corrects. `name` is what rows and reports call it."""
+
+    name: str
+    mode: Literal["rewrite", "patch", "continue", "import"]
+
+    def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
+        """Correct `failures` and yield corrections in groups, each group ready to be committed at once."""
+        ...

@@ -1,0 +1,1 @@
+"""What a run did, as figures, one HTML page, and a summary in the terminal."""

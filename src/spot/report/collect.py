@@ -1,0 +1,106 @@
+"""Reads a run directory into its `Summary`: every number that the report and the terminal show."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+
+from spot.config import RunConfig
+from spot.evaluate.statistics import compare, score
+from spot.report.summary import (
+    Accuracy,
+    Change,
+    ChangeRatios,
+    Comparison,
+    Counts,
+    Summary,
+    TaskResult,
+    Training,
+    read_metrics,
+)
+from spot.schema import Attempt, Pair, Problem, Rectification, Row
+from spot.store import RunDirectory, read_dropped, read_rows
+
+
+def collect(run: RunDirectory, config: RunConfig) -> Summary:
+    """The summary of what `run` holds so far; stages that did not run leave their part empty."""
+    manifest = run.manifest
+    metrics = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    ratios = run / "change_ratios.json"
+    stages = {stage: facts for stage, facts in manifest["stages"].items() if stage != "report"}
+    resumed = [stage for stage, goes in manifest.get("goes", {}).items() if goes > 1 and stage in stages]
+    notes = list(config.report.notes)
+    if resumed:
+        notes.append(f"Resumed after a stop: {', '.join(resumed)}; their seconds are those of the last go only.")
+    return Summary(
+        name=config.run.name,
+        student=config.student.model,
+        oracle=config.rectify.model or config.rectify.oracle,
+        objective=config.train.objective,
+        counts=_counts(run),
+        evaluation=_evaluation(run),
+        change_ratio=ChangeRatios(
+            gamma=config.filter.gamma, values=json.loads(ratios.read_text()) if ratios.exists() else []
+        ),
+        training=Training(
+            steps=len(metrics),
+            first=dict(metrics[0]) if metrics else {},
+            last=dict(metrics[-1]) if metrics else {},
+        ),
+        seconds={stage: facts["seconds"] for stage, facts in stages.items()},
+        peak_memory_bytes=max((facts["peak_memory_bytes"] for facts in stages.values()), default=0),
+        versions=manifest.get("versions", {}),
+        settings=config.model_dump(mode="json"),
+        notes=notes,
+    )
+
+
+def _rows(run: RunDirectory, name: str, kind: type[Row]) -> list[Row]:
+    return read_rows(run / name, kind) if (run / name).exists() else []
+
+
+def _counts(run: RunDirectory) -> Counts:
+    attempts = read_rows(run / "attempts.jsonl", Attempt) if (run / "attempts.jsonl").exists() else []
+    corrections = (
+        read_rows(run / "rectifications.jsonl", Rectification) if (run / "rectifications.jsonl").exists() else []
+    )
+    outcomes = Counter(attempt.outcome for attempt in attempts)
+    return Counts(
+        problems=len(_rows(run, "problems.jsonl", Problem)),
+        attempts=len(attempts),
+        correct=outcomes["correct"],
+        wrong=outcomes["wrong"],
+        unscored=outcomes["unscored"],
+        truncated=outcomes["truncated"],
+        rectified=sum(row.accepted for row in corrections),
+        pairs=len(_rows(run, "pairs.jsonl", Pair)),
+        dropped=dict(Counter(row.reason for row in read_dropped(run / "dropped.jsonl"))),
+    )
+
+
+def _evaluation(run: RunDirectory) -> dict[str, TaskResult]:
+    results: dict[str, TaskResult] = {}
+    for questions in sorted((run / "eval").glob("problems/*.jsonl")):
+        task = questions.stem
+        paths = [run / "eval" / side / f"{task}.jsonl" for side in ("before", "after")]
+        if not all(path.exists() for path in paths):
+            continue
+        before, after = (read_rows(path, Attempt) for path in paths)
+        slice_of = {problem.id: problem.meta.get("slice") for problem in read_rows(questions, Problem)}
+        slices = {
+            str(name): compared(
+                [row for row in before if slice_of.get(row.problem_id) == name],
+                [row for row in after if slice_of.get(row.problem_id) == name],
+            )
+            for name in sorted({str(value) for value in slice_of.values() if value is not None})
+        }
+        results[task] = TaskResult(**dict(compared(before, after)), slices=slices)
+    return results
+
+
+def compared(before: list[Attempt], after: list[Attempt]) -> Comparison:
+    """Scores of both sides and their paired difference."""
+    return Comparison(
+        before=Accuracy(**asdict(score(before))),
+        after=Accuracy(**asdict(score(after))),
+        difference=Change(**asdict(compare(before, after))),
+    )

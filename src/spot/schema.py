@@ -1,0 +1,149 @@
+"""The rows that travel between stages, one JSON object a line.
+
+Every row is frozen and checked when it is read: a missing field, an unknown field or a wrong type is an error that
+names the file and the line (see `store.read_rows`). Ids are deterministic, so a stage that is run again can tell what
+it already has.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Row(BaseModel):
+    """Base of all rows: immutable, no unknown fields, no coercion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Message(Row):
+    """One chat message."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt = str | list[Message]
+
+
+class Verdict(Row):
+    """A verifier's judgement of one response.
+
+    `correct` is `None` where the verifier could not judge: unscored is not wrong. `answer` is what was read out of the
+    response, `None` where nothing could be read.
+    """
+
+    correct: bool | None
+    answer: str | None = None
+    reason: str = ""
+
+
+class Sampling(Row):
+    """How responses are drawn. `temperature` 0 is greedy; `seed` is the run's seed, each request derives its own."""
+
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=0.8, gt=0, le=1)
+    max_new_tokens: int = Field(default=32768, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class Problem(Row):
+    """A question with a known answer. `meta` belongs to the data set (the lab keeps its family and steps there)."""
+
+    id: str = Field(min_length=1)
+    prompt: Prompt
+    answer: str
+    source: str | None = None
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+class Attempt(Row):
+    """One answer of the student to one problem, judged. `id` is `{problem_id}#{sample}`."""
+
+    id: str
+    problem_id: str
+    sample: int
+    response: str
+    finish_reason: FinishReason
+    verdict: Verdict
+    model: str
+    sampling: Sampling | None = None
+    token_ids: list[int] | None = None
+
+    @property
+    def outcome(self) -> Literal["correct", "wrong", "truncated", "unscored"]:
+        """Which of the four bins this attempt falls into; only `wrong` ones are worth correcting."""
+        if self.finish_reason == "length":
+            return "truncated"
+        if self.finish_reason == "error" or self.verdict.correct is None:
+            return "unscored"
+        return "correct" if self.verdict.correct else "wrong"
+
+
+class Rectification(Row):
+    """One correction of one wrong attempt by an Oracle. `id` is `{attempt_id}~{oracle}.{candidate}`."""
+
+    id: str
+    attempt_id: str
+    problem_id: str
+    oracle: str
+    mode: Literal["rewrite", "patch", "continue", "import"]
+    candidate: int
+    prompt_version: str | None = None
+    ledger_key: str | None = None
+    response: str
+    verdict: Verdict
+    accepted: bool
+    reason: str = ""
+
+
+class Pair(Row):
+    """A training pair in TRL's preference format; conversational prompts carry conversational answers."""
+
+    id: str
+    problem_id: str
+    prompt: Prompt
+    chosen: Prompt
+    rejected: Prompt
+    change_ratio: float
+    oracle: str
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+
+class Dropped(Row):
+    """Something that left the pipeline: what, where and why."""
+
+    stage: str
+    id: str
+    reason: str
+    detail: str = ""
+
+
+def as_messages(prompt: Prompt) -> list[Message]:
+    """A prompt as chat messages; plain text is one user message."""
+    return [Message(role="user", content=prompt)] if isinstance(prompt, str) else list(prompt)
+
+
+def as_dicts(messages: list[Message]) -> list[dict[str, str]]:
+    """Messages in the shape that chat templates and endpoints take."""
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def text_of(answer: Prompt) -> str:
+    """The text of a pair's chosen or rejected side in either format."""
+    return answer if isinstance(answer, str) else "".join(message.content for message in answer)
+
+
+def derived_seed(seed: int, *parts: Any) -> int:
+    """A 63-bit seed that depends on `seed` and every part, the same on every machine and Python version."""
+    import hashlib
+
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+Counts = Mapping[str, int]

@@ -1,0 +1,339 @@
+"""What each stage does, from rows to rows, with files as its memory.
+
+A stage function takes its own section of the config and the paths it writes, so the same function serves a run
+directory (`pipeline`) and a single command (`cli`). Each can be killed at any moment and called again.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+
+from spot.config import (
+    ElicitSection,
+    EvaluateSection,
+    FilterSection,
+    ProblemsSection,
+    RectifySection,
+    SamplingSection,
+    StudentSection,
+    TrainSection,
+)
+from spot.errors import UserError
+from spot.progress import bar
+from spot.schema import Attempt, Counts, Dropped, FinishReason, Pair, Problem, Rectification, Row, Sampling
+from spot.store import Appender, OnBadRow, read_rows, repair
+from spot.verify.base import Verifier
+
+if TYPE_CHECKING:
+    from spot.models.base import Model
+    from spot.pairs.filter import Filtered
+    from spot.rectify.base import Oracle
+    from spot.train.run import TrainResult
+
+Needed = TypeVar("Needed")
+
+LAB_FAMILIES = ("in_domain", "ood", "instructions")
+
+
+class Answer(Row):
+    """An answer that was given elsewhere, as `elicit.attempts` reads it; it is verified here like any other."""
+
+    problem_id: str
+    response: str
+    sample: int = 0
+    model: str = "import"
+    finish_reason: FinishReason = "stop"
+
+
+def student_path(section: StudentSection) -> str:
+    """Where the student's weights are: a directory or a hub name."""
+    if section.model != "lab":
+        return section.model
+    from spot.lab.student import STUDENT_DIR
+
+    return str(STUDENT_DIR)
+
+
+def open_model(section: StudentSection, weights: str | None = None) -> "Model":
+    """The student behind its endpoint, or in process; `weights` asks for another model of the same kind, in process."""
+    if section.base_url is not None and weights is None:
+        from spot.models.endpoint import EndpointModel
+
+        name = section.served_as or section.model
+        return EndpointModel(name, section.base_url, section.api_key_env, section.concurrency)
+    from spot.models.local import LocalModel
+
+    return LocalModel(
+        weights or student_path(section),
+        batch_size=section.batch_size,
+        device=section.device,
+        dtype=section.dtype,
+        enable_thinking=section.enable_thinking,
+    )
+
+
+def load_problems(section: ProblemsSection, seed: int, on_bad_row: OnBadRow, dropped: list[Dropped]) -> list[Problem]:
+    """The questions of a run: the lab's, or a file's first `count`."""
+    if section.source == "lab":
+        from spot.lab.world import World
+
+        return World.load(section.world).problems("in_domain", "train", section.count or 2000, seed)
+    return read_rows(Path(section.source), Problem, on_bad_row, dropped)[: section.count]
+
+
+def open_verifier(section: ProblemsSection) -> Verifier:
+    """The verifier of a run's problems."""
+    from spot.verify.resolve import resolve
+
+    return resolve(section.verifier, section.answer_pattern)
+
+
+def ask(
+    problems: Sequence[Problem],
+    model: "Model",
+    verifier: Verifier,
+    section: SamplingSection,
+    seed: int,
+    output: Path,
+    title: str,
+    console: Console,
+) -> list[Attempt]:
+    """Ask, verify and store; the one machinery behind elicitation and evaluation."""
+    from spot.answer import answer
+
+    with bar(console, title) as progress:
+
+        def show(done: int, total: int, counts: Counts) -> None:
+            progress.update(done, total, _note(counts))
+
+        return asyncio.run(
+            answer(
+                problems,
+                model,
+                verifier,
+                samples=section.samples,
+                sampling=section.sampling(seed),
+                path=output,
+                on_progress=show,
+            )
+        )
+
+
+def elicit(
+    problems: Sequence[Problem],
+    student: StudentSection,
+    section: ElicitSection,
+    verifier: Verifier,
+    seed: int,
+    output: Path,
+    console: Console,
+) -> list[Attempt]:
+    """The student's attempts at `problems`, asked for or imported."""
+    if section.attempts is not None:
+        return _import_attempts(section.attempts, problems, verifier, output)
+    return ask(problems, open_model(student), verifier, section, seed, output, "elicit", console)
+
+
+def _import_attempts(path: Path, problems: Sequence[Problem], verifier: Verifier, output: Path) -> list[Attempt]:
+    problem_of = {problem.id: problem for problem in problems}
+    attempts: dict[str, Attempt] = {}
+    for row in read_rows(path, Answer):
+        attempt_id = f"{row.problem_id}#{row.sample}"
+        if row.problem_id not in problem_of:
+            raise UserError(f"{path}: an answer to the unknown problem {row.problem_id!r}; add it to problems.source")
+        if attempt_id in attempts:
+            raise UserError(f"{path}: two answers for {attempt_id!r}; number the samples of a problem")
+        attempts[attempt_id] = Attempt(
+            id=attempt_id,
+            problem_id=row.problem_id,
+            sample=row.sample,
+            response=row.response,
+            finish_reason=row.finish_reason,
+            verdict=verifier(row.response, problem_of[row.problem_id]),
+            model=row.model,
+        )
+    from spot.store import write_rows
+
+    write_rows(output, list(attempts.values()))
+    return list(attempts.values())
+
+
+def open_oracle(section: RectifySection, seed: int, world: str, raw_path: Path | None) -> "Oracle":
+    """The Oracle that a config names."""
+    if section.oracle == "scripted":
+        from spot.lab.oracle import ScriptedOracle
+        from spot.lab.world import World
+
+        return ScriptedOracle(World.load(world))
+    if section.oracle == "import":
+        from spot.rectify.imported import ImportedOracle
+
+        return ImportedOracle(_needed(section.path, "rectify.path", "the file of corrections"))
+    if section.oracle == "model":
+        from spot.models.endpoint import EndpointModel
+        from spot.rectify.model_oracle import ModelOracle
+
+        name = _needed(section.model, "rectify.model", "the Oracle's name at its endpoint")
+        base_url = _needed(section.base_url, "rectify.base_url", "for example https://host/v1")
+        model = EndpointModel(name, base_url, section.api_key_env, section.concurrency)
+        sampling = Sampling(
+            temperature=section.temperature, top_p=section.top_p, max_new_tokens=section.max_new_tokens, seed=seed
+        )
+        return ModelOracle(model, section.with_answer, section.prompt, sampling, raw_path=raw_path)
+    if ":" not in section.oracle:
+        raise UserError(
+            f"rectify.oracle: unknown Oracle {section.oracle!r}; known: scripted, model, import, module:function"
+        )
+    from spot.rectify.run import load_oracle
+
+    return load_oracle(section.oracle)
+
+
+def _needed(value: Needed | None, key: str, meaning: str) -> Needed:
+    if value is None:
+        raise UserError(f"{key} is not set; this Oracle needs it ({meaning})")
+    return value
+
+
+def rectify(
+    problems: Sequence[Problem],
+    attempts: Sequence[Attempt],
+    oracle: "Oracle",
+    verifier: Verifier,
+    output: Path,
+    console: Console,
+) -> list[Rectification]:
+    """Corrections of the wrong attempts, each verified."""
+    from spot.rectify.base import Failure
+    from spot.rectify.run import rectify as run_rectify
+
+    problem_of = {problem.id: problem for problem in problems}
+    missing = next((attempt for attempt in attempts if attempt.problem_id not in problem_of), None)
+    if missing is not None:
+        raise UserError(
+            f"attempt {missing.id!r} answers the unknown problem {missing.problem_id!r}; add it to the problems"
+        )
+    failures = [Failure(problem_of[attempt.problem_id], attempt) for attempt in attempts if attempt.outcome == "wrong"]
+    if not failures:
+        counts = Counter(attempt.outcome for attempt in attempts)
+        found = ", ".join(f"{n} {what}" for what, n in counts.items()) or "no attempts"
+        raise UserError(f"no wrong attempts to learn from ({found}); ask more or harder problems")
+    repair(output)
+    rows = read_rows(output, Rectification) if output.exists() else []
+    done = {row.attempt_id for row in rows}
+    tally = Counter("accepted" if row.accepted else row.reason for row in rows)
+    with bar(console, "rectify") as progress, Appender(output) as appender:
+
+        def show(new: Sequence[Rectification]) -> None:
+            rows.extend(new)
+            tally.update("accepted" if row.accepted else row.reason for row in new)
+            progress.update(len(rows), len(failures), _note(tally))
+
+        asyncio.run(run_rectify(failures, oracle, verifier, appender, done=done, on_progress=show))
+    order = {failure.attempt.id: i for i, failure in enumerate(failures)}
+    return sorted(rows, key=lambda row: (order[row.attempt_id], row.candidate))
+
+
+def make_pairs(
+    problems: Sequence[Problem],
+    attempts: Sequence[Attempt],
+    rectifications: Sequence[Rectification],
+    student: str,
+    section: FilterSection,
+) -> "Filtered":
+    """Pairs within gamma, by the student's tokenizer. Raises `UserError` where none is left."""
+    from spot.pairs.filter import make_pairs as run_filter
+    from spot.pairs.tokens import load_encoder
+
+    filtered = run_filter(problems, attempts, rectifications, load_encoder(student), section.gamma, section.max_pairs)
+    if not filtered.pairs:
+        reasons = Counter(row.reason for row in filtered.dropped)
+        accepted = sum(row.accepted for row in rectifications)
+        why = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "no correction was accepted"
+        raise UserError(
+            f"no pair is left of {accepted} accepted corrections ({why}); raise filter.gamma or correct more"
+        )
+    return filtered
+
+
+def train(
+    pairs: Sequence[Pair],
+    student: str,
+    section: TrainSection,
+    seed: int,
+    work_dir: Path,
+    model_dir: Path,
+    metrics: Path,
+    console: Console,
+) -> "TrainResult":
+    """Train on `pairs` and save the model to `model_dir`."""
+    from spot.train.run import TrainSettings
+    from spot.train.run import train as run_train
+
+    known = {field.name for field in fields(TrainSettings)}
+    settings = TrainSettings(**{key: value for key, value in section.model_dump().items() if key in known}, seed=seed)
+    unread = set(section.model_dump()) - set(asdict(settings))
+    assert not unread, f"train keys that nothing reads: {unread}"
+    with bar(console, "train") as progress:
+
+        def show(step: int, total: int, row: dict[str, Any]) -> None:
+            margin = row.get("rewards/margins")
+            progress.update(step, total, "" if margin is None else f"margin {margin:.2f}")
+
+        return run_train(
+            list(pairs),
+            student=student,
+            output_dir=model_dir,
+            checkpoints_dir=work_dir,
+            metrics_path=metrics,
+            settings=settings,
+            progress=show,
+        )
+
+
+def evaluation_problems(
+    section: EvaluateSection, problems: ProblemsSection, on_bad_row: OnBadRow, dropped: list[Dropped]
+) -> dict[str, tuple[list[Problem], Verifier]]:
+    """Each task's questions and verifier: a family of the lab, or a file of problems by its stem."""
+    from spot.verify.resolve import resolve
+
+    tasks: dict[str, tuple[list[Problem], Verifier]] = {}
+    for task in section.tasks:
+        if task in LAB_FAMILIES:
+            from spot.lab.world import World
+
+            questions = World.load(problems.world).problems(task, "test", section.questions or 400, section.seed)
+            tasks[task] = (questions, resolve("lab"))
+        elif Path(task).suffix in {".jsonl", ".parquet"}:
+            rows = read_rows(Path(task), Problem, on_bad_row, dropped)[: section.questions]
+            tasks[Path(task).stem] = (rows, open_verifier(problems))
+        else:
+            raise UserError(
+                f"unknown task {task!r}; known: {', '.join(LAB_FAMILIES)}, or a .jsonl or .parquet of problems"
+            )
+    return tasks
+
+
+def evaluate(
+    tasks: dict[str, tuple[list[Problem], Verifier]],
+    student: StudentSection,
+    weights: str,
+    section: EvaluateSection,
+    output_dir: Path,
+    title: str,
+    console: Console,
+) -> None:
+    """Answer every task with the model at `weights`, one file of attempts a task in `output_dir`."""
+    model = open_model(student, weights)
+    for task, (questions, verifier) in tasks.items():
+        path = output_dir / f"{task}.jsonl"
+        ask(questions, model, verifier, section, section.seed, path, f"{title} {task}", console)
+
+
+def _note(counts: Counts) -> str:
+    return "  ".join(f"{count} {what}" for what, count in counts.items())

@@ -1,0 +1,287 @@
+"""A run directory: append-only JSONL, atomic files, a manifest, a lock, and resume after a kill at any moment.
+
+Two promises hold everywhere. A file that appears under its final name is whole (`write_atomic`). A line that was
+appended is whole or absent: a torn last line, all that a kill or a full disk can leave, is cut off when the file is
+opened again (`Appender`).
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from spot.errors import RunFailed, UserError
+from spot.schema import Dropped, Row
+
+MAX_LINE_BYTES = 16 * 2**20
+
+RowType = TypeVar("RowType", bound=Row)
+OnBadRow = Literal["error", "skip"]
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write `data` so that `path` holds either its old content or all of the new, also after a kill."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    raw = data.encode() if isinstance(data, str) else data
+    with disk_errors(path), temporary.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+class disk_errors:  # noqa: N801 (reads as a statement: `with disk_errors(path):`)
+    """Turn a full or read-only disk into one clear line; what was committed stays."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise RunFailed(
+                f"{self.path}: cannot write ({error.strerror}); free some room and run the same command again, "
+                "it goes on from what was committed"
+            ) from error
+
+
+class Appender:
+    """Appends rows to a JSONL file, each group with one write and one fsync. Repairs a torn last line on opening."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        with disk_errors(path):
+            repair(path)
+            self._file: IO[bytes] = path.open("ab")
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Commit `rows`: when this returns they are on the disk."""
+        raw = b"".join(row.model_dump_json().encode() + b"\n" for row in rows)
+        if not raw:
+            return
+        with disk_errors(self.path):
+            self._file.write(raw)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Appender":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def repair(path: Path) -> None:
+    """Cut off a last line that does not end: what a kill in the middle of a write leaves."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = size
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            file.truncate(end)
+
+
+def read_rows(
+    path: Path, kind: type[RowType], on_bad_row: OnBadRow = "error", dropped: list[Dropped] | None = None
+) -> list[RowType]:
+    """Read rows of one kind from JSONL (or Parquet, by extension), ids unique.
+
+    With `on_bad_row="skip"` a bad row goes to `dropped`; otherwise the first one raises `UserError` naming file and
+    line.
+    """
+    rows: list[RowType] = []
+    seen: dict[str, int] = {}
+    for number, row in _parsed(path, kind, on_bad_row, dropped):
+        identity: str | None = getattr(row, "id", None)
+        if identity is not None and identity in seen:
+            problem = f"{path}:{number}: id {identity!r} was already used in line {seen[identity]}; ids must be unique"
+            _bad_row(problem, f"line {number}", on_bad_row, dropped)
+            continue
+        if identity is not None:
+            seen[identity] = number
+        rows.append(row)
+    return rows
+
+
+def _parsed(
+    path: Path, kind: type[RowType], on_bad_row: OnBadRow, dropped: list[Dropped] | None
+) -> Iterator[tuple[int, RowType]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    source = _parquet_lines(path) if path.suffix == ".parquet" else _jsonl_lines(path)
+    for number, raw in source:
+        try:
+            yield number, kind.model_validate_json(_decoded(raw))
+        except (ValueError, ValidationError) as error:
+            _bad_row(f"{path}:{number}: {_one_line(error)}", f"line {number}", on_bad_row, dropped)
+
+
+def _jsonl_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
+    """Numbered lines; `None` stands for a line that is too long to be held."""
+    with path.open("rb") as file:
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(raw) > MAX_LINE_BYTES:
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(MAX_LINE_BYTES)
+                yield number, None
+            elif raw.strip():
+                yield number, raw
+
+
+def _parquet_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: reading Parquet needs pyarrow; install it with: pip install pyarrow") from None
+    for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):
+        yield number, json.dumps({key: value for key, value in row.items() if value is not None}).encode()
+
+
+def _decoded(raw: bytes | None) -> str:
+    if raw is None:
+        raise ValueError(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; split the file or drop the row")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line); convert the file to UTF-8") from None
+
+
+def _one_line(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return {
+        "missing": f"the field {where!r} is missing",
+        "extra_forbidden": f"unknown field {where!r}; put extra data under 'meta'",
+        "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ')})",
+    }.get(first["type"], f"field {where!r}: {first['msg'][0].lower()}{first['msg'][1:]}" if where else first["msg"])
+
+
+def _bad_row(message: str, identity: str, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> None:
+    if on_bad_row == "error" or dropped is None:
+        raise UserError(message)
+    dropped.append(Dropped(stage="read", id=identity, reason="bad_row", detail=message))
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write a whole file of rows at once, atomically; Parquet by extension, JSONL otherwise."""
+    if path.suffix != ".parquet":
+        write_atomic(path, b"".join(row.model_dump_json().encode() + b"\n" for row in rows))
+        return
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError(f"{path}: writing Parquet needs pyarrow; install it with: pip install pyarrow") from None
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.Table.from_pylist([row.model_dump(mode="json") for row in rows]), sink)
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def read_dropped(path: Path) -> list[Dropped]:
+    """The rows of a `dropped.jsonl`. One id may stand there several times: a row can be dropped at several stages."""
+    if not path.exists():
+        return []
+    return [Dropped.model_validate_json(line) for line in path.read_text("utf-8").splitlines()]
+
+
+class RunDirectory:
+    """One run's files. Open it with `RunDirectory.open`; use it as a context manager to hold its lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def open(cls, path: Path, config_text: str, overwrite: bool = False) -> "RunDirectory":
+        """Make a new run directory, or resume the one at `path` if it was made by the same config.
+
+        `config_text` is the resolved configuration as YAML. Raises `UserError` where `path` holds a run of another
+        config, or something that is not a run at all.
+        """
+        config_file = path / "config.yaml"
+        if overwrite and config_file.exists():
+            shutil.rmtree(path)
+        if config_file.exists():
+            difference = _difference(config_file.read_text(), config_text)
+            if difference:
+                raise UserError(
+                    f"{path}: this run directory was made by another config ({difference}); "
+                    "choose another run.dir, or start over with --overwrite"
+                )
+        elif path.exists() and any(path.iterdir()):
+            raise UserError(f"{path}: not empty and not a run directory; choose another run.dir")
+        else:
+            write_atomic(config_file, config_text)
+        return cls(path)
+
+    def __enter__(self) -> "RunDirectory":
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(f"{self.path}: in use by another process; wait for it or choose another run.dir") from None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it stands: `stages` maps a finished stage to its seconds and counts."""
+        file = self.path / "manifest.json"
+        return json.loads(file.read_text()) if file.exists() else {"stages": {}}
+
+    def update_manifest(self, **values: Any) -> None:
+        """Merge `values` into the manifest, atomically."""
+        write_atomic(self.path / "manifest.json", json.dumps(self.manifest | values, indent=2, sort_keys=True) + "\n")
+
+    def is_complete(self, stage: str) -> bool:
+        """Whether `stage` has finished in this run."""
+        return stage in self.manifest["stages"]
+
+    def complete(self, stage: str, seconds: float, **facts: Any) -> None:
+        """Record that `stage` has finished; it is not run again."""
+        stages = self.manifest["stages"] | {
+            stage: {"seconds": round(seconds, 3), "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+        }
+        self.update_manifest(stages=stages)
+
+
+def _difference(old: str, new: str) -> str:
+    """The first line in which two resolved configs differ, as `key: old -> new`; empty where they are the same."""
+    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
+        if before != after:
+            return f"{before.strip()} there, {after.strip()} here"
+    return "" if len(old.splitlines()) == len(new.splitlines()) else "other keys"

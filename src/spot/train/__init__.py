@@ -1,0 +1,1 @@
+"""Pairs to a trained student: tokens, micro-batches, log-probabilities, the reference, the Trainer."""

@@ -1,0 +1,87 @@
+"""What a killed run goes on from: whole checkpoints, our own state in them, and the metrics up to them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from spot.errors import RunFailed, UserError
+from spot.store import disk_errors, write_atomic
+
+STATE_FILE = "spot_state.json"
+
+
+def last_complete_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint in `directory` that was written to its end; `None` where there is none.
+
+    Checkpoints are not atomic, but `trainer_state.json` is their last file: one that parses closes a whole checkpoint.
+    """
+    numbered = [
+        (int(path.name.removeprefix("checkpoint-")), path)
+        for path in directory.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdigit()
+    ]
+    return next((path for _, path in sorted(numbered, reverse=True) if _is_whole(path)), None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return (checkpoint / STATE_FILE).is_file()
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Our state beside the Trainer's: the shift, the steps behind it, the reference's key and the settings."""
+
+    delta: float
+    steps: int
+    reference_key: str
+    settings: dict[str, Any]
+
+    def save(self, checkpoint: Path) -> None:
+        """Write into `checkpoint`."""
+        write_atomic(checkpoint / STATE_FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> "TrainingState":
+        """Read from `checkpoint`; raises `RunFailed` where it is not one of ours."""
+        try:
+            return cls(**json.loads((checkpoint / STATE_FILE).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunFailed(f"{checkpoint}: not a checkpoint of SpotTrainer ({STATE_FILE}: {error})") from error
+
+    def check(self, settings: Mapping[str, Any], checkpoint: Path) -> None:
+        """Raise `UserError` where the run at hand has other settings than the checkpoint."""
+        for name, value in settings.items():
+            if self.settings.get(name) != value:
+                raise UserError(
+                    f"{checkpoint}: made with {name}={self.settings.get(name)}, this run has {name}={value}; "
+                    "use the same settings, or start over in an empty directory"
+                )
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one line a logged step, each step once, also over kills and resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, step: int) -> None:
+        """Keep the rows up to `step`, which training goes on from; those after it are computed again."""
+        kept: list[str] = []
+        if step > 0 and self.path.exists():
+            # A torn last line lies after the last checkpoint, since each line is flushed before the next step.
+            for line in self.path.read_text().splitlines(keepends=True):
+                if not line.endswith("\n") or json.loads(line)["step"] > step:
+                    break
+                kept.append(line)
+        write_atomic(self.path, "".join(kept))
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add one line."""
+        with disk_errors(self.path), self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,126 @@
+"""`spot train`: transformers' and TRL's flag names, one stage of the pipeline."""
+
+import difflib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import HfArgumentParser
+
+from spot.errors import UserError
+from spot.store import write_rows
+from spot.train.config import SpotConfig
+from spot.train.rows import read_preferences
+from spot.train.run import TrainResult, fit
+
+EXAMPLE = """example:
+  spot train --model_name_or_path Qwen/Qwen3-8B --dataset_name runs/math/pairs.jsonl --output_dir model \\
+      --loss_type spot_bco --beta 0.1 --learning_rate 1e-6 --per_device_train_batch_size 32 --bf16
+
+The same command again goes on from the last whole checkpoint in output_dir. All flags can stand in a YAML file:
+--config train.yaml; flags on the command line win.
+"""
+
+
+@dataclass
+class ScriptArguments:
+    """What to train on what."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The student: a directory or a hub name. Required."}
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Pairs as JSONL or Parquet with the columns prompt, chosen, rejected. Required."},
+    )
+    config: str | None = field(default=None, metadata={"help": "A YAML file with any of these flags as keys."})
+
+
+class _Parser(HfArgumentParser):
+    """Errors are one line; argparse would print its usage, some hundred flags, first."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"spot train: {message} (all flags: spot train --help)")
+
+
+def main(argv: list[str]) -> None:
+    """Run `spot train` with `argv`. Raises `UserError` on wrong use, before any weight is loaded."""
+    script, args = parse(argv)
+    for name in ("model_name_or_path", "dataset_name"):
+        if not getattr(script, name):
+            raise UserError(f"spot train: --{name} is required (see: spot train --help)")
+    pairs = read_preferences(Path(str(script.dataset_name)))
+    output_dir = Path(str(args.output_dir))
+    args.metrics_path = args.metrics_path or str(output_dir / "metrics.jsonl")
+    args.disable_tqdm = True
+    console = Console(stderr=True)
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task("training", total=None, loss=float("nan"))
+        result = fit(
+            pairs,
+            str(script.model_name_or_path),
+            output_dir,
+            args,
+            lambda step, total, metrics: bar.update(task, completed=step, total=total, loss=metrics["loss"]),
+        )
+    _report(result, output_dir, args)
+
+
+def parse(argv: list[str]) -> tuple[ScriptArguments, SpotConfig]:
+    """Read flags, over the values of `--config` where there is one. Raises `UserError` on what makes no sense."""
+    parser: Any = _Parser(
+        [ScriptArguments, SpotConfig],  # pyright: ignore[reportArgumentType] (its stub takes one type)
+        prog="spot train",
+        description="Train a student on surgical pairs.",
+        epilog=EXAMPLE,
+        allow_abbrev=False,
+    )
+    if path := _config_path(argv):
+        parser.set_defaults(**_read_config(Path(path)))
+    try:
+        return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    except ValueError as error:
+        raise UserError(f"spot train: {' '.join(str(error).split())}") from error
+
+
+def _config_path(argv: list[str]) -> str | None:
+    for index, argument in enumerate(argv):
+        if argument.startswith("--config="):
+            return argument.partition("=")[2]
+        if argument == "--config" and index + 1 < len(argv):
+            return argv[index + 1]
+    return None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a mapping from flags to values")
+    known = [entry.name for kind in (ScriptArguments, SpotConfig) for entry in fields(kind) if entry.init]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            raise UserError(f"{path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    # argparse reads strings the way it reads flags, so that 1e-6, which YAML takes for text, is a number here.
+    return values
+
+
+def _report(result: TrainResult, output_dir: Path, args: SpotConfig) -> None:
+    console = Console()
+    left_out = ""
+    if result.dropped:
+        write_rows(output_dir / "dropped.jsonl", result.dropped)
+        left_out = f", {len(result.dropped)} longer than {args.max_length} tokens left out (see dropped.jsonl)"
+    console.print(
+        f"{result.num_pairs} pairs, {result.steps} steps of {args.loss_type[0]} in {result.seconds:.0f} s{left_out}"
+    )
+    console.print(f"model: {output_dir}\nmetrics: {args.metrics_path}", soft_wrap=True)

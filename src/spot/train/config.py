@@ -1,0 +1,108 @@
+"""`SpotConfig`: transformers' training arguments with the method's own, and its defaults."""
+
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
+
+from spot.objectives import ShiftKind
+from spot.train.step import Objective
+
+
+def _help(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class SpotConfig(TrainingArguments):
+    """Arguments of `SpotTrainer`: those of `TrainingArguments`, with the paper's defaults, and these.
+
+    A step trains on `per_device_train_batch_size` pairs (times `gradient_accumulation_steps`, which is folded into it:
+    micro-batches are cut by tokens inside a step). Raises `ValueError` on values that make no sense.
+    """
+
+    learning_rate: float = _help(1e-6, "The peak learning rate; 1e-6 fits an 8B model.")
+    num_train_epochs: float = _help(2.0, "How often each pair is seen.")
+    per_device_train_batch_size: int = _help(32, "Pairs an optimizer step.")
+    weight_decay: float = _help(0.01, "AdamW's weight decay.")
+    adam_beta2: float = _help(0.95, "AdamW's second moment decay.")
+    lr_scheduler_type: str = _help("cosine", "The learning rate's schedule.")
+    warmup_steps: float = _help(0.05, "Steps of warm-up; below 1, their share of all steps.")
+    logging_steps: float = _help(1, "Log every so many steps, means over them.")
+    logging_nan_inf_filter: bool = _help(False, "Must stay off: a loss that is not finite stops the run.")
+    save_steps: float = _help(0.25, "A checkpoint every so many steps; below 1, a share of all steps.")
+
+    loss_type: list[str] = field(
+        default_factory=lambda: ["spot_bco"],
+        metadata={"help": "The objective: spot_bco, spot_bce, dpo, reward_sft or sft."},
+    )
+    beta: float = _help(0.1, "Scale of the implicit rewards; rewards are sums, so short answers need a larger one.")
+    reward_shift: str = _help("ema", "How spot_bco's shift follows the rewards: ema, cumulative or none.")
+    shift_decay: float = _help(0.9, "Decay of the ema shift.")
+    sft_reduction: str = _help("token_mean", "sft: token_mean (over a step's tokens) or sequence_sum (eq. 2).")
+    score_rejected: bool = _help(True, "sft and reward_sft: score the rejected answers too, for the log only.")
+    max_length: int = _help(8192, "Pairs with a longer sequence are left out and counted, never truncated.")
+    micro_batch_tokens: int = _help(16384, "Padded tokens a micro-batch may hold; bounds memory.")
+    metrics_path: str | None = _help(None, "Where each logged step is written as a JSON line.")
+    reference_path: str | None = _help(
+        None, "Where the reference's log-probabilities are kept; output_dir/reference.safetensors unless set."
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        super().__post_init__()
+        self.per_device_train_batch_size *= self.gradient_accumulation_steps
+        self.gradient_accumulation_steps = 1
+        self._check()
+
+    def _check(self) -> None:
+        _ = self.objective
+        if self.reward_shift not in get_args(ShiftKind):
+            raise ValueError(f"reward_shift must be one of {', '.join(get_args(ShiftKind))}, got {self.reward_shift!r}")
+        if not 0 <= self.shift_decay < 1:
+            raise ValueError(f"shift_decay must be in [0, 1), got {self.shift_decay}")
+        for name in ("per_device_train_batch_size", "max_length", "micro_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
+        if self.fp16:
+            raise ValueError("fp16 is not supported; use --bf16, or neither for fp32")
+        if self.logging_nan_inf_filter:
+            raise ValueError("logging_nan_inf_filter would hide a loss that is not finite; leave it off")
+        if self.eval_strategy != IntervalStrategy.NO:
+            raise ValueError("evaluation during training is not available; evaluate the saved model with: spot eval")
+
+    @property
+    def objective(self) -> Objective:
+        """The one objective; raises `ValueError` where several are named."""
+        if len(self.loss_type) != 1:
+            raise ValueError(f"one loss at a time, got {', '.join(self.loss_type) or 'none'}")
+        reduction: Any = self.sft_reduction
+        return Objective(self.loss_type[0], self.beta, reduction, self.score_rejected)
+
+    @property
+    def shift_kind(self) -> ShiftKind:
+        """How the shift moves; only `spot_bco` has one."""
+        kind: Any = self.reward_shift
+        return kind if self.objective.name == "spot_bco" else "none"
+
+    @property
+    def precision(self) -> str:
+        """What the matrix products are computed in; weights, sums and losses are fp32 in any case."""
+        return "bf16" if self.bf16 else "fp32"
+
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be gone on from."""
+        names = (
+            *("loss_type", "beta", "reward_shift", "shift_decay", "sft_reduction", "max_length", "micro_batch_tokens"),
+            *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "weight_decay"),
+            *("adam_beta1", "adam_beta2", "warmup_steps", "max_grad_norm", "seed", "data_seed", "precision"),
+        )
+        return {name: getattr(self, name) for name in names} | {
+            "lr_scheduler_type": SchedulerType(self.lr_scheduler_type).value
+        }

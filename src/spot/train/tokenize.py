@@ -1,0 +1,139 @@
+"""Pairs to token ids: the prompt ends where generation starts, the answer ends with exactly one end-of-turn token."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from spot.errors import UserError
+from spot.schema import Dropped, Prompt, as_dicts, as_messages, text_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Preference(Protocol):
+    """What training reads of a pair: `spot.schema.Pair`, or a row of TRL's preference format."""
+
+    @property
+    def id(self) -> str:
+        """The row's name in messages and in `dropped.jsonl`."""
+        ...
+
+    @property
+    def prompt(self) -> Prompt:
+        """The question, plain or as chat messages."""
+        ...
+
+    @property
+    def chosen(self) -> Prompt:
+        """The corrected answer, plain or as one assistant message."""
+        ...
+
+    @property
+    def rejected(self) -> Prompt:
+        """The student's wrong answer, plain or as one assistant message."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """One pair as token ids; `chosen_ids` and `rejected_ids` continue `prompt_ids` and end the turn."""
+
+    id: str
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens in the longer of the two sequences."""
+        return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
+
+
+def tokenize_pairs(
+    pairs: Iterable[Preference], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> tuple[list[TokenizedPair], list[Dropped]]:
+    """Tokenize `pairs`; those longer than `max_length` tokens are returned apart, nothing is ever truncated.
+
+    The prompt is rendered by the tokenizer's chat template in non-thinking mode. The answer's text follows it as it
+    stands, not through the template, because templates strip and reparse answers, and it must be what the student
+    wrote. Raises `UserError` naming the row: empty answers, answers that are the same, an answer that holds the
+    end-of-turn token itself, a prompt that is not a token prefix; and for a tokenizer without a usable chat template.
+    """
+    rows = list(pairs)
+    end_of_turn = end_of_turn_id(tokenizer)
+    prompts = [_render(tokenizer, as_dicts(as_messages(row.prompt)), generate=True) for row in rows]
+    answers = [(_answer(row.id, "chosen", row.chosen), _answer(row.id, "rejected", row.rejected)) for row in rows]
+    prompt_ids = _encode(tokenizer, prompts)
+    chosen_ids = _encode(tokenizer, [prompt + chosen for prompt, (chosen, _) in zip(prompts, answers, strict=True)])
+    rejected_ids = _encode(tokenizer, [prompt + wrong for prompt, (_, wrong) in zip(prompts, answers, strict=True)])
+    kept: list[TokenizedPair] = []
+    dropped: list[Dropped] = []
+    for row, prompt, chosen, rejected in zip(rows, prompt_ids, chosen_ids, rejected_ids, strict=True):
+        pair = TokenizedPair(
+            id=row.id,
+            prompt_ids=prompt,
+            chosen_ids=_completion(row.id, "chosen", prompt, chosen, end_of_turn),
+            rejected_ids=_completion(row.id, "rejected", prompt, rejected, end_of_turn),
+        )
+        if pair.chosen_ids == pair.rejected_ids:
+            raise UserError(f"pair {row.id!r}: chosen and rejected are the same; remove the row")
+        if pair.length > max_length:
+            detail = f"{pair.length} tokens, max_length is {max_length}"
+            dropped.append(Dropped(stage="train", id=row.id, reason="overlength", detail=detail))
+        else:
+            kept.append(pair)
+    return kept, dropped
+
+
+def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The token that the chat template writes after an assistant's answer (not always the tokenizer's eos token).
+
+    Raises `UserError` where there is no chat template, or none that ends an answer with a special token.
+    """
+    name = tokenizer.name_or_path or "the tokenizer"
+    if not tokenizer.chat_template:
+        raise UserError(f"{name}: no chat template; use an instruction-tuned model, or add chat_template.jinja to it")
+    probe = "probe"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": probe}]
+    after = _render(tokenizer, messages, generate=False).rpartition(probe)[2]
+    following = _encode(tokenizer, [after])[0]
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special.update(tokenizer.all_special_ids)
+    if not following or following[0] not in special:
+        raise UserError(f"{name}: its chat template does not end an answer with a special token; mend the template")
+    return following[0]
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], *, generate: bool) -> str:
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
+    # The template has written the special tokens (a BOS among them) already.
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []  # pyright: ignore[reportReturnType]
+
+
+def _answer(row: str, side: str, answer: Prompt) -> str:
+    if not isinstance(answer, str) and (len(answer) != 1 or answer[0].role != "assistant"):
+        raise UserError(f"pair {row!r}: {side} must be text or a single assistant message")
+    text = text_of(answer)
+    if not text.strip():
+        raise UserError(f"pair {row!r}: {side} is empty; remove the row")
+    return text
+
+
+def _completion(row: str, side: str, prompt: list[int], whole: list[int], end_of_turn: int) -> list[int]:
+    if whole[: len(prompt)] != prompt:
+        raise UserError(
+            f"pair {row!r}: the prompt's tokens are not a prefix of prompt + {side} (the tokenizer merges across the "
+            "boundary); remove leading spaces or newlines from the answer, or mend the chat template"
+        )
+    completion = whole[len(prompt) :]
+    if end_of_turn in completion:
+        raise UserError(f"pair {row!r}: {side} contains the end-of-turn token; remove it from the text")
+    return [*completion, end_of_turn]

@@ -1,0 +1,85 @@
+"""The direction of imports: schema and store at the bottom, the pipeline above the stages, the command line on top."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "spot"
+
+# Who may be imported (anywhere in the file, functions included) from a module or package of ours.
+ALLOWED = {
+    "errors": set(),
+    "schema": set(),
+    "progress": set(),
+    "objectives": set(),
+    "store": {"errors", "schema"},
+    "config": {"errors", "schema"},
+    "models": {"errors", "schema", "store", "models"},
+    "verify": {"errors", "schema", "verify", "lab.verify"},
+    "pairs": {"errors", "schema", "pairs"},
+    "answer": {"errors", "schema", "store", "models.base", "verify.base"},
+    "rectify": {"errors", "schema", "store", "models.base", "verify.base", "rectify"},
+    "train": {"errors", "schema", "store", "objectives", "train"},
+    "evaluate": {"errors", "schema", "evaluate"},
+    "lab": {"errors", "schema", "rectify.base", "verify", "lab"},
+    "report": {"errors", "schema", "store", "config", "evaluate", "pairs", "report"},
+    "doctor": {"errors", "schema", "models"},
+}
+# Pure numerics: usable without a run, a config or a store.
+PURE = ["objectives.py", "train/logps.py", "train/packing.py"]
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and (node.module + ".").startswith("spot."):
+            inner = node.module.removeprefix("spot").removeprefix(".")
+            found |= {f"{inner}.{alias.name}".strip(".") for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("spot.") for alias in node.names if alias.name.startswith("spot.")}
+    return found
+
+
+def is_allowed(imported: str, allowed: set[str]) -> bool:
+    return any(imported == name or imported.startswith(name + ".") for name in allowed)
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_point_downwards(part: str) -> None:
+    files = [SOURCE / f"{part}.py"] if (SOURCE / f"{part}.py").exists() else sorted((SOURCE / part).rglob("*.py"))
+    assert files, part
+    for path in files:
+        wrong = {name for name in imports(path) if not is_allowed(name, ALLOWED[part])}
+        assert not wrong, f"{path.relative_to(SOURCE)} imports {wrong}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_know_no_stage(name: str) -> None:
+    assert not {module for module in imports(SOURCE / name) if not is_allowed(module, {"objectives", "train"})}
+
+
+def test_every_part_of_the_package_has_its_rule() -> None:
+    parts = {path.stem for path in SOURCE.glob("*.py")} | {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert parts - set(ALLOWED) == {"__init__", "__main__", "cli", "pipeline", "stages"}
+
+
+@pytest.mark.parametrize("call", ["import spot", "import spot.cli"])
+def test_import_is_light(call: str) -> None:
+    heavy = ("torch", "pydantic", "transformers", "rich.progress")
+    code = f"import sys; {call}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_loads_neither_torch_nor_pydantic() -> None:
+    code = (
+        "import sys; from spot.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'pydantic', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")

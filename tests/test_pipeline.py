@@ -1,0 +1,216 @@
+"""The whole loop through the real command: killed at every stage it ends with the rows of an uninterrupted run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spot.schema import Attempt, Pair, Rectification
+from spot.store import read_rows
+
+SMALL = [
+    "problems.count=48", "elicit.max_new_tokens=120", "student.batch_size=16", "evaluate.questions=16",
+    "evaluate.max_new_tokens=120", "train.pairs_per_step=8", "train.save_steps=2", "train.num_train_epochs=3",
+]  # fmt: skip
+ROWS = ["problems.jsonl", "attempts.jsonl", "rectifications.jsonl", "pairs.jsonl", "dropped.jsonl"]
+ROWS += [f"eval/{side}/{task}.jsonl" for side in ("before", "after") for task in ("in_domain", "ood", "instructions")]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "spot", *arguments]
+
+
+def spot(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted small run."""
+    place = tmp_path_factory.mktemp("whole")
+    done = spot("demo", "run.dir=run", *SMALL, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "run/report.html" in done.stdout
+    return place / "run"
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_when(happened: Callable[[], bool], cwd: Path) -> bool:
+    """Run until `happened`, then SIGKILL; false if the run ended first."""
+    process = subprocess.Popen(command("demo", "run.dir=run", *SMALL), cwd=cwd, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if happened():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.002)
+    process.kill()
+    return False
+
+
+def test_killed_at_every_stage_ends_like_an_uninterrupted_run(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    moments: list[Callable[[], bool]] = [
+        lambda: lines(run / "problems.jsonl") > 0,
+        lambda: lines(run / "attempts.jsonl") >= 16,
+        lambda: lines(run / "rectifications.jsonl") > 0,
+        lambda: lines(run / "metrics.jsonl") >= 1,
+        lambda: lines(run / "metrics.jsonl") >= 5,
+        lambda: lines(run / "eval/before/ood.jsonl") > 0,
+        lambda: lines(run / "eval/after/in_domain.jsonl") > 0,
+    ]
+    killed = [kill_when(moment, tmp_path) for moment in moments]
+    assert sum(killed) >= 5, killed
+    # A kill in the middle of a write leaves a torn line; make sure of one.
+    with (run / "attempts.jsonl").open("ab") as file:
+        file.write(b'{"id": "torn')
+    (run / "manifest.json").write_text(json.dumps(json.loads((run / "manifest.json").read_text()) | {"stages": {}}))
+    done = spot("demo", "run.dir=run", *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in ROWS:
+        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+
+    def curve(path: Path) -> list[tuple[int, float]]:
+        return [(row["step"], row["loss"]) for row in map(json.loads, path.read_text().splitlines())]
+
+    assert curve(run / "metrics.jsonl") == curve(whole / "metrics.jsonl")
+    assert (run / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
+
+
+def test_a_finished_run_is_not_run_again(whole: Path) -> None:
+    before = {name: (whole / name).stat().st_mtime_ns for name in [*ROWS, "model/model.safetensors"]}
+    again = spot("demo", "run.dir=run", *SMALL, cwd=whole.parent)
+    assert again.returncode == 0
+    assert again.stdout.count("already complete") == 5
+    assert before == {name: (whole / name).stat().st_mtime_ns for name in before}
+
+
+def test_summary_agrees_with_the_rows(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    attempts = read_rows(whole / "attempts.jsonl", Attempt)
+    corrections = read_rows(whole / "rectifications.jsonl", Rectification)
+    counts = summary["counts"]
+    assert counts["problems"] == counts["attempts"] == 48
+    assert counts["wrong"] == sum(a.outcome == "wrong" for a in attempts) == len(corrections)
+    assert counts["rectified"] == sum(row.accepted for row in corrections)
+    assert counts["pairs"] == len(read_rows(whole / "pairs.jsonl", Pair))
+    filtered = sum(counts["dropped"].get(reason, 0) for reason in ("over_gamma", "unchanged"))
+    assert counts["rectified"] - counts["pairs"] == filtered
+    after = read_rows(whole / "eval/after/ood.jsonl", Attempt)
+    assert summary["evaluation"]["ood"]["after"]["mean"] == sum(a.outcome == "correct" for a in after) / 16
+    assert set(summary["evaluation"]["in_domain"]["slices"]) == {"seen templates", "unseen templates"}
+
+
+def test_trained_model_loads_and_pairs_load_as_trl_expects(whole: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from spot.lab.student import STUDENT_DIR
+
+    trained = AutoModelForCausalLM.from_pretrained(whole / "model")
+    base = AutoModelForCausalLM.from_pretrained(STUDENT_DIR)
+    assert trained.dtype == base.dtype
+    assert any(not a.equal(b) for a, b in zip(trained.parameters(), base.parameters(), strict=True))
+    row = json.loads((whole / "pairs.jsonl").read_text().splitlines()[0])
+    assert [message["role"] for message in row["prompt"]] == ["user"]
+    assert row["chosen"][0]["role"] == row["rejected"][0]["role"] == "assistant"
+
+
+def test_each_stage_is_a_command_with_files(whole: Path, tmp_path: Path) -> None:
+    small = ["elicit.max_new_tokens=120", "student.batch_size=16"]
+    make = spot("lab", "problems", "--count", "48", "--output", "p.jsonl", cwd=tmp_path)
+    assert make.returncode == 0, make.stderr
+    calls = [
+        ["elicit", "--model", "lab", "--problems", "p.jsonl", "--output", "a.jsonl", *small],
+        ["rectify", "--problems", "p.jsonl", "--attempts", "a.jsonl", "--output", "r.jsonl", "rectify.oracle=scripted"],
+        ["filter", "--model", "lab", "--problems", "p.jsonl", "--attempts", "a.jsonl", "--rectifications", "r.jsonl",
+         "--output", "pairs.jsonl"],
+    ]  # fmt: skip
+    for call in calls:
+        done = spot(*call, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    # The same questions, seeds and settings give the rows of the run directory.
+    names = {"a.jsonl": "attempts.jsonl", "r.jsonl": "rectifications.jsonl", "pairs.jsonl": "pairs.jsonl"}
+    for ours, theirs in names.items():
+        assert (tmp_path / ours).read_bytes() == (whole / theirs).read_bytes()
+    done = spot("report", str(whole), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+PROBLEM = '{"id": "a", "prompt": "What is 1 + 1?", "answer": "2"}\n'
+BAD_INPUT = {
+    "missing config": (["run", "nowhere.yaml"], r"nowhere.yaml: cannot read"),
+    "missing problems": (["run", "c.yaml", "problems.source=none.jsonl"], "none.jsonl: no such file"),
+    "unknown key": (["run", "c.yaml", "train.bta=1"], "did you mean 'beta'?"),
+    "bad row": (["run", "c.yaml", "problems.source=bad.jsonl"], "bad.jsonl:2: "),
+    "no such model": (["run", "c.yaml", "student.model=./nowhere"], "./nowhere"),
+    "unknown verifier": (["run", "c.yaml", "problems.verifier=maths"], "math"),
+    "unknown oracle": (["run", "c.yaml", "rectify.oracle=nobody", "elicit.attempts=wrong.jsonl"], "nobody"),
+    "unset oracle": (["run", "c.yaml", "elicit.attempts=wrong.jsonl"], "rectify.model is not set"),
+    "no failures": (["run", "c.yaml", "elicit.attempts=right.jsonl"], "no wrong attempts to learn from (1 correct)"),
+    "no pair left": (
+        ["run", "c.yaml", "elicit.attempts=wrong.jsonl", "rectify.oracle=import", "rectify.path=fix.jsonl",
+         "filter.gamma=0"],
+        "no pair is left of 1 accepted corrections (1 over_gamma); raise filter.gamma",
+    ),
+    "key not set": (
+        ["run", "c.yaml", "student.base_url=http://127.0.0.1:9/v1", "student.api_key_env=NO_KEY"], "NO_KEY",
+    ),
+    "not a run": (["report", "."], "not a run directory"),
+    "other config": (["run", "c.yaml", "run.dir=taken"], "was made by another config"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_clear_line_and_exit_code_2(name: str, tmp_path: Path) -> None:
+    arguments, message = BAD_INPUT[name]
+    (tmp_path / "c.yaml").write_text("problems: {source: p.jsonl}\nelicit: {max_new_tokens: 8}\n")
+    (tmp_path / "p.jsonl").write_text(PROBLEM)
+    (tmp_path / "bad.jsonl").write_text(PROBLEM + "{\n")
+    (tmp_path / "wrong.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n')
+    (tmp_path / "right.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{2}"}\n')
+    (tmp_path / "fix.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{2}"}\n')
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.yaml").write_text("run: {}\n")
+    done = spot(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+
+
+def test_an_endpoint_that_refuses_is_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(PROBLEM)
+    (tmp_path / "c.yaml").write_text("problems: {source: p.jsonl}\nstudent: {base_url: 'http://127.0.0.1:9/v1'}\n")
+    done = spot("run", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 1 and "127.0.0.1:9" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_bad_rows_can_be_skipped_and_are_recorded(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(PROBLEM + "{\n")
+    (tmp_path / "wrong.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n')
+    (tmp_path / "c.yaml").write_text(
+        "run: {dir: run, on_bad_row: skip, stages: [elicit]}\n"
+        "problems: {source: p.jsonl}\n"
+        "elicit: {attempts: wrong.jsonl}\n"
+    )
+    done = spot("run", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    dropped = [json.loads(line) for line in (tmp_path / "run/dropped.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["reason"]) for row in dropped] == [("read", "bad_row")]

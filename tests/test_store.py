@@ -1,0 +1,136 @@
+"""The run directory: whole lines or none, whole files or the old ones, clear words for bad rows."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spot.errors import RunFailed, UserError
+from spot.schema import Dropped, Problem
+from spot.store import MAX_LINE_BYTES, Appender, RunDirectory, read_rows, repair, write_atomic, write_rows
+
+GOOD = '{"id": "a", "prompt": "q", "answer": "1"}\n'
+
+
+def problems(tmp_path: Path, text: str | bytes) -> Path:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+BAD_ROWS = {
+    "not json": (GOOD + "{oops\n", r"p.jsonl:2: not a JSON object"),
+    "a list": (GOOD + "[1]\n", r"p.jsonl:2: .*object"),
+    "missing field": (GOOD + '{"id": "b", "prompt": "q"}\n', r"p.jsonl:2: the field 'answer' is missing"),
+    "wrong type": (GOOD + '{"id": "b", "prompt": "q", "answer": 3}\n', r"p.jsonl:2: field 'answer': .*string"),
+    "unknown field": (
+        GOOD + '{"id": "b", "prompt": "q", "answer": "3", "extra": 1}\n',
+        r"p.jsonl:2: unknown field 'extra'",
+    ),
+    "repeated id": (GOOD + "\n" + GOOD, r"p.jsonl:3: id 'a' was already used in line 1"),
+    "not utf-8": (GOOD.encode() + b'{"id": "\xff"}\n', r"p.jsonl:2: not UTF-8 \(byte 9"),
+    "50 MB": (
+        GOOD + '{"id": "' + "x" * (50 * 2**20) + '"}\n' + GOOD.replace('"a"', '"c"'),
+        r"p.jsonl:2: the line is longer",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_name_file_and_line(tmp_path: Path, name: str) -> None:
+    text, message = BAD_ROWS[name]
+    path = problems(tmp_path, text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_rows(path, Problem)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    dropped: list[Dropped] = []
+    rows = read_rows(path, Problem, "skip", dropped)
+    assert rows[0].id == "a"
+    assert len(dropped) == 1 and dropped[0].reason == "bad_row"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_rows(tmp_path / "nothing.jsonl", Problem)
+
+
+def test_parquet_and_jsonl_hold_the_same_rows(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [Problem(id=str(i), prompt="q", answer="1", meta={"n": i}) for i in range(3)]
+    for name in ("r.jsonl", "r.parquet"):
+        write_rows(tmp_path / name, rows)
+        assert read_rows(tmp_path / name, Problem) == rows
+
+
+@given(text=st.lists(st.text(min_size=1), max_size=5), cut=st.integers(0, 400))
+@settings(deadline=None)
+def test_a_torn_file_is_its_longest_whole_beginning(
+    tmp_path_factory: pytest.TempPathFactory, text: list[str], cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("torn") / "p.jsonl"
+    rows = [Problem(id=str(i), prompt=t, answer="1") for i, t in enumerate(text)]
+    with Appender(path) as appender:
+        appender.append(rows)
+    raw = path.read_bytes()[:cut]
+    path.write_bytes(raw)
+    repair(path)
+    assert path.read_bytes() == raw[: raw.rfind(b"\n") + 1]
+    assert read_rows(path, Problem) == rows[: raw.count(b"\n")]
+
+
+def test_atomic_write_leaves_the_old_file_when_it_cannot_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f"
+    write_atomic(path, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed, match="No space left on device.*run the same command again"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_another_config_is_refused_and_overwrite_starts_over(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    RunDirectory.open(run, "a: 1\nb: 2\n")
+    assert RunDirectory.open(run, "a: 1\nb: 2\n").path == run
+    with pytest.raises(UserError, match=r"another config \(b: 2 there, b: 3 here\).*--overwrite"):
+        RunDirectory.open(run, "a: 1\nb: 3\n")
+    (run / "attempts.jsonl").write_text("x")
+    RunDirectory.open(run, "a: 1\nb: 3\n", overwrite=True)
+    assert not (run / "attempts.jsonl").exists()
+
+
+def test_a_directory_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="not empty and not a run"):
+            RunDirectory.open(tmp_path, "a: 1\n", overwrite)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_run_in_use_is_refused(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path / "run", "a: 1\n")
+    with run, pytest.raises(UserError, match="in use"), RunDirectory(run.path):
+        pass
+    with run:
+        pass
+
+
+def test_manifest_records_finished_stages(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path / "run", "a: 1\n")
+    assert not run.is_complete("train")
+    run.complete("train", 1.5, steps=3)
+    assert run.is_complete("train")
+    assert json.loads((run / "manifest.json").read_text())["stages"]["train"]["steps"] == 3
+
+
+def test_long_lines_up_to_the_limit_are_read(tmp_path: Path) -> None:
+    long = GOOD.replace('"q"', f'"{"x" * (MAX_LINE_BYTES - 100)}"')
+    assert len(read_rows(problems(tmp_path, long), Problem)) == 1

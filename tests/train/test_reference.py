@@ -1,0 +1,58 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.tiny_student import make_model
+from transformers import Qwen3ForCausalLM
+
+from spot.errors import RunFailed
+from spot.train.reference import compute_reference, load_reference, read_reference, reference_key, save_reference
+from spot.train.tokenize import TokenizedPair
+
+
+def test_what_is_saved_is_what_is_read(model: Qwen3ForCausalLM, tokenized: list[TokenizedPair], tmp_path: Path) -> None:
+    reference = compute_reference(model, tokenized, "weights:a tokens:b", micro_batch_tokens=4096, bf16=False)
+    save_reference(tmp_path / "reference.safetensors", reference)
+    read = load_reference(tmp_path / "reference.safetensors", "weights:a tokens:b")
+    for name in ("chosen_logps", "rejected_logps", "chosen_token_logps", "rejected_token_logps"):
+        assert torch.equal(getattr(read, name), getattr(reference, name))
+
+
+def test_tokens_are_in_the_pairs_order(model: Qwen3ForCausalLM, tokenized: list[TokenizedPair]) -> None:
+    budget = 2 * max(pair.length for pair in tokenized)
+    reference = compute_reference(model, tokenized, "key", micro_batch_tokens=budget, bf16=False)
+    answers = reference.chosen_token_logps.split([len(pair.chosen_ids) for pair in tokenized])
+    torch.testing.assert_close(torch.stack([answer.sum() for answer in answers]), reference.chosen_logps)
+    answers = reference.rejected_token_logps.split([len(pair.rejected_ids) for pair in tokenized])
+    torch.testing.assert_close(torch.stack([answer.sum() for answer in answers]), reference.rejected_logps)
+
+
+def test_the_key_follows_weights_tokens_and_precision(tokenized: list[TokenizedPair]) -> None:
+    key = reference_key(make_model(), tokenized, "fp32")
+    assert key == reference_key(make_model(), tokenized, "fp32")
+    nudged = make_model()
+    with torch.no_grad():
+        next(nudged.parameters())[0, 0] += 1e-6
+    others = [
+        reference_key(nudged, tokenized, "fp32"),
+        reference_key(make_model(), tokenized[::-1], "fp32"),
+        reference_key(make_model(), [replace(tokenized[0], chosen_ids=[1]), *tokenized[1:]], "fp32"),
+        reference_key(make_model(), tokenized, "bf16"),
+    ]
+    assert len({key, *others}) == 5
+
+
+def test_a_resumed_run_takes_no_other_reference(
+    model: Qwen3ForCausalLM, tokenized: list[TokenizedPair], tmp_path: Path
+) -> None:
+    file = tmp_path / "reference.safetensors"
+    with pytest.raises(RunFailed, match="missing"):
+        load_reference(file, "weights:a tokens:b")
+    save_reference(file, compute_reference(model, tokenized, "weights:x tokens:b", micro_batch_tokens=4096, bf16=False))
+    with pytest.raises(RunFailed, match="other weights than"):
+        load_reference(file, "weights:a tokens:b")
+    file.write_bytes(file.read_bytes()[:-10])
+    assert read_reference(file) is None
+    with pytest.raises(RunFailed, match="not a whole file"):
+        load_reference(file, "weights:a tokens:b")
