@@ -141,8 +141,9 @@ def test_beta_must_be_above_zero(name: str, beta: float) -> None:
 def test_shapes_that_would_broadcast_are_refused(shapes: tuple[Any, Any]) -> None:
     with pytest.raises(ValueError, match="batch"):
         reward_sft(torch.zeros(shapes[0]), torch.zeros(shapes[1]), beta=BETA)
+    first = torch.zeros(shapes[0])
     with pytest.raises(ValueError, match="batch"):
-        spot_bco(*[torch.zeros(shapes[0])] * 3, torch.zeros(shapes[1]).unsqueeze(-1), beta=BETA, delta=0.0)
+        spot_bco(first, first, first, torch.zeros(shapes[1]).unsqueeze(-1), beta=BETA, delta=0.0)
 
 
 def test_sft_means_over_tokens_not_over_answers() -> None:

@@ -18,8 +18,10 @@ SMALL = [
     "problems.count=48", "elicit.max_new_tokens=120", "student.batch_size=16", "evaluate.questions=16",
     "evaluate.max_new_tokens=120", "train.pairs_per_step=8", "train.save_steps=2", "train.num_train_epochs=3",
 ]  # fmt: skip
-ROWS = ["problems.jsonl", "attempts.jsonl", "rectifications.jsonl", "pairs.jsonl", "dropped.jsonl"]
-ROWS += [f"eval/{side}/{task}.jsonl" for side in ("before", "after") for task in ("in_domain", "ood", "instructions")]
+TASKS = ("in_domain", "ood", "instructions")
+ROWS = ["problems.jsonl", "attempts.jsonl", "rectifications.jsonl", "pairs.jsonl", "dropped.jsonl"] + [
+    f"eval/{side}/{task}.jsonl" for side in ("before", "after") for task in TASKS
+]
 
 
 def command(*arguments: str) -> list[str]:

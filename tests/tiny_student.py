@@ -11,8 +11,9 @@ from spot.schema import Pair
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
-    "<|im_start|>{{ message.role }}\n"
-    "{%- if message.role == 'assistant' and loop.last %}{{ '\n<think>\n\n</think>\n\n' }}{% else %}{{ '\n' }}{% endif -%}"
+    "<|im_start|>{{ message.role }}"
+    "{{ '\n' }}"
+    "{%- if message.role == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif -%}"
     "{{ message.content }}<|im_end|>{{ '\n' }}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}"

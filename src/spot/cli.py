@@ -1,7 +1,7 @@
 """The `spot` command: parse, build, call. Heavy imports happen inside the commands, so that `spot --help` is quick."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors() -> Generator[None]:
     """Print how a command failed in one line and leave with its exit code."""
     try:
         yield
@@ -93,8 +93,17 @@ def _run(config: Any, overwrite: bool, command: list[str]) -> None:
     from spot.pipeline import run
 
     console = _console()
-    report = run(config, console, overwrite, shlex.join(command))
-    console.print(f"\n[bold]Report:[/bold] {report}", highlight=False, soft_wrap=True)
+    _show(run(config, console, overwrite, shlex.join(command)), console)
+
+
+def _show(run_dir: Path, console: Any) -> None:
+    """The run's summary, ending with where its report is; nothing where the report stage has not run."""
+    from spot.report.summary import read_summary
+    from spot.report.terminal import print_summary
+
+    if (run_dir / "report.html").exists():
+        console.print()
+        print_summary(read_summary(run_dir / "summary.json"), console, run_dir / "report.html")
 
 
 @app.command("elicit", epilog="Example: spot elicit --model lab --problems problems.jsonl --output attempts.jsonl")
@@ -225,7 +234,7 @@ def report_command(run_dir: Annotated[Path, typer.Argument(help="The directory o
     console = _console()
     with RunDirectory(run_dir) as directory:
         Pipeline(load_config(run_dir / "config.yaml"), directory, console, "spot run").report()
-    console.print(f"\n[bold]Report:[/bold] {run_dir / 'report.html'}", highlight=False, soft_wrap=True)
+    _show(run_dir, console)
 
 
 @app.command("doctor", epilog="Example: spot doctor config.yaml")

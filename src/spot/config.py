@@ -209,11 +209,9 @@ def _explain(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
-    parent: type[BaseModel] = RunConfig
+    parent: Any = RunConfig
     for part in first["loc"][:-1]:
-        annotation = parent.model_fields[str(part)].annotation
-        assert annotation is not None
-        parent = annotation
+        parent = parent.model_fields[str(part)].annotation
     near = get_close_matches(str(first["loc"][-1]), parent.model_fields, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(parent.model_fields)}"
     return f"unknown key {place!r}; {hint}"

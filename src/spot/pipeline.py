@@ -23,7 +23,7 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def run(config: RunConfig, console: Console, overwrite: bool = False, command: str = "spot run") -> Path:
-    """Run the stages of `config` that are not complete; returns the path of the report (or of the run).
+    """Run the stages of `config` that are not complete; returns the run directory.
 
     `command` is how the user started this run; the report prints it under "how to reproduce".
     """
@@ -33,8 +33,7 @@ def run(config: RunConfig, console: Console, overwrite: bool = False, command: s
         pipeline.describe()
         for stage in config.run.stages:
             pipeline.stage(stage)
-    report = directory / "report.html"
-    return report if report.exists() else directory.path
+    return directory.path
 
 
 class Pipeline:
@@ -165,16 +164,14 @@ class Pipeline:
         return f"{sum(len(questions) for questions, _ in tasks.values()):,} questions, before and after"
 
     def report(self) -> str:
-        """Sum up in `summary.json`, `report.html` and on the terminal."""
+        """Sum up in `summary.json` and `report.html`."""
         from spot.report.build import build_report
         from spot.report.collect import collect
-        from spot.report.terminal import print_summary
 
         summary = collect(self.run, self.config)
         write_atomic(self.run / "summary.json", summary.model_dump_json(indent=2) + "\n")
         path = build_report(self.run.path, self.run.manifest.get("command", self.command))
-        print_summary(summary, self.console)
-        return str(path)
+        return f"{path.parent.name}/{path.name}"
 
     @property
     def attempts_path(self) -> Path:

@@ -1,7 +1,7 @@
 """What a long command shows while it works: a bar on a terminal, a line now and then elsewhere."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -31,7 +31,7 @@ class Bar:
 
 
 @contextmanager
-def bar(console: Console, title: str) -> Iterator[Bar]:
+def bar(console: Console, title: str) -> Generator[Bar]:
     """A progress bar for the time of the `with` block."""
     if not console.is_terminal:
         yield Bar(console, title, None, None)

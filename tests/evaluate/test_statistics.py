@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import NormalDist, fmean, stdev
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spot.errors import UserError
@@ -31,9 +31,11 @@ def attempts(questions: Sequence[Samples]) -> list[Attempt]:
 
 
 samples = st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=4)
-both_sides = st.lists(st.tuples(samples, samples), min_size=1, max_size=40)
+both_sides = st.lists(st.tuples(samples, samples), min_size=1, max_size=35)
+few = settings(max_examples=40, deadline=None)
 
 
+@few
 @given(both_sides)
 def test_a_side_compared_with_itself_does_not_differ(sides: list[tuple[Samples, Samples]]) -> None:
     side = attempts([before for before, _ in sides])
@@ -43,6 +45,7 @@ def test_a_side_compared_with_itself_does_not_differ(sides: list[tuple[Samples, 
     assert (same.better, same.worse) == (0, 0)
 
 
+@few
 @given(both_sides)
 def test_swapping_the_sides_flips_the_difference(sides: list[tuple[Samples, Samples]]) -> None:
     before, after = (attempts([pair[side] for pair in sides]) for side in (0, 1))
@@ -53,6 +56,7 @@ def test_swapping_the_sides_flips_the_difference(sides: list[tuple[Samples, Samp
     assert (there.better, there.worse) == (back.worse, back.better)
 
 
+@few
 @given(both_sides, st.randoms(use_true_random=False))
 def test_the_order_of_rows_is_irrelevant(sides: list[tuple[Samples, Samples]], rng: random.Random) -> None:
     before, after = (attempts([pair[side] for pair in sides]) for side in (0, 1))
@@ -61,6 +65,7 @@ def test_the_order_of_rows_is_irrelevant(sides: list[tuple[Samples, Samples]], r
     assert compare(shuffled_before, shuffled_after) == compare(before, after)
 
 
+@few
 @given(both_sides)
 def test_the_difference_of_means_lies_in_its_interval(sides: list[tuple[Samples, Samples]]) -> None:
     before, after = (attempts([pair[side] for pair in sides]) for side in (0, 1))
@@ -70,6 +75,7 @@ def test_the_difference_of_means_lies_in_its_interval(sides: list[tuple[Samples,
     assert difference.low < difference.high  # no finite number of questions makes it certain
 
 
+@few
 @given(st.lists(samples, min_size=1, max_size=40))
 def test_an_accuracys_interval_stays_on_its_scale(questions: list[Samples]) -> None:
     result = score(attempts(questions))
@@ -78,6 +84,7 @@ def test_an_accuracys_interval_stays_on_its_scale(questions: list[Samples]) -> N
     assert low < high
 
 
+@few
 @given(st.lists(samples, min_size=1, max_size=20), st.integers(2, 4))
 def test_repeating_every_sample_adds_no_information(questions: list[Samples], times: int) -> None:
     once, repeated = score(attempts(questions)), score(attempts([list(row) * times for row in questions]))

@@ -1,6 +1,7 @@
 """The student's tokenizer and the recipe that raises it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,7 +13,7 @@ from spot.lab.world import World
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(STUDENT_DIR)
@@ -21,20 +22,20 @@ def tokenizer():
 @given(text=st.text())
 @example("Natalia sold 48 clips ▁ — «é» 日本 🎉\x00 \r\n\n\n  x")
 @settings(max_examples=300, deadline=None)
-def test_tokenizer_round_trips_any_text(tokenizer, text: str) -> None:
+def test_tokenizer_round_trips_any_text(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     assert tokenizer.decode(ids) == text
 
 
-def test_bundled_tokenizer_is_what_its_world_makes(tokenizer) -> None:
+def test_bundled_tokenizer_is_what_its_world_makes(tokenizer: Any) -> None:
     assert tokenizer.get_vocab() == build_tokenizer(World.load()).get_vocab()
 
 
-def test_words_and_digits_are_single_tokens(tokenizer) -> None:
+def test_words_and_digits_are_single_tokens(tokenizer: Any) -> None:
     assert tokenizer.tokenize(" doubles 128") == ["Ġdoubles", "Ġ1", "2", "8"]
 
 
-def test_chat_template_opens_with_the_empty_think_block(tokenizer) -> None:
+def test_chat_template_opens_with_the_empty_think_block(tokenizer: Any) -> None:
     turns = [{"role": "user", "content": "hi"}]
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -70,7 +71,7 @@ def test_batches_score_exactly_the_answers() -> None:
     tokenizer = build_tokenizer(World.load())
     ids, mask, scored = next(batches(World.load(), tokenizer, Recipe(steps=16, questions_per_step=4)))
     for row in range(4):
-        text = tokenizer.decode(ids[row][scored[row]])
+        text = str(tokenizer.decode(ids[row][scored[row]]))
         assert text.endswith("<|im_end|>") and text.count("<|im_end|>") == 1
         assert mask[row].sum() == mask[row][: int(mask[row].sum())].sum()
-        assert tokenizer.decode(ids[row][~scored[row] & mask[row].bool()]).endswith("</think>\n\n")
+        assert str(tokenizer.decode(ids[row][~scored[row] & mask[row].bool()])).endswith("</think>\n\n")

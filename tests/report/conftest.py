@@ -119,7 +119,7 @@ def make_run(run: Path, questions: int = 400, num_pairs: int = 60, **changes: An
         save(old, run / "eval" / "before" / f"{task}.jsonl")
         save(new, run / "eval" / "after" / f"{task}.jsonl")
         evaluation[task] = compared(old, new)
-        if task == "in_domain":
+        if task == "in_domain" and questions >= 3:
             third = len(old) // 3
             evaluation[task]["slices"] = {
                 "seen templates": compared(old[third:], new[third:]),

@@ -3,7 +3,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spot.report.figures import (
@@ -52,7 +52,8 @@ def metrics(number: int) -> list[dict[str, float]]:
     ]
 
 
-def all_drawings() -> list[Drawing]:
+@pytest.fixture(scope="module")
+def drawings() -> list[Drawing]:
     return [
         draw_evaluation({"in_domain": task(0.2, 0.5)}),
         draw_counts(counts()),
@@ -65,13 +66,9 @@ def texts(svg: str) -> list[str]:
     return [element.text or "" for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
-@pytest.fixture(scope="module")
-def drawings() -> list[Drawing]:
-    return all_drawings()
-
-
 def test_the_same_input_gives_the_same_bytes(drawings: list[Drawing]) -> None:
-    assert all_drawings() == drawings
+    assert draw_change_ratio(ChangeRatios(gamma=0.6, values=[0.1, 0.6, 0.7])) == drawings[2]
+    assert draw_training(metrics(5)) == drawings[3]
 
 
 def test_files_stand_alone_in_their_light_colours(drawings: list[Drawing]) -> None:
@@ -79,7 +76,7 @@ def test_files_stand_alone_in_their_light_colours(drawings: list[Drawing]) -> No
         root = ElementTree.fromstring(drawing.file)
         assert root.tag == f"{SVG}svg"
         assert "var(" not in drawing.file
-        assert PALETTE["ink"][0] in drawing.file
+        assert PALETTE["muted"][0] in drawing.file
         # Dates would make two runs differ; links would make the file depend on others.
         assert not re.search(r"20\d\d-|<metadata|<!DOCTYPE|@import|<script", drawing.file)
         assert not re.search(r'(?:href|src)="(?!#)', drawing.file)
@@ -145,12 +142,12 @@ def test_figure_and_page_share_their_paper() -> None:
     assert re.findall(r"--ink: (#\w+)", css) == list(PALETTE["ink"])
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.text(min_size=1, max_size=60).filter(lambda text: text.isprintable() or "\n" in text or "\x00" in text))
+@settings(max_examples=4, deadline=None)
+@given(st.text(max_size=60))
+@example("\x00\x1b[31m\n\u2028\ufffe")
+@example("数学 שלום \u202e " * 9)
 def test_any_name_can_be_drawn(name: str) -> None:
-    drawing = draw_evaluation({name: task(0.2, 0.3)})
-    ElementTree.fromstring(drawing.inline[0])
-    draw_counts(counts(dropped={name: 3}))
+    ElementTree.fromstring(draw_counts(counts(dropped={name: 3})).wide)
 
 
 def test_names_are_not_read_as_mathematics() -> None:
@@ -190,7 +187,7 @@ def test_training_shows_what_the_objective_logs() -> None:
     assert {"chosen", "rejected", "shift"} <= set(texts(draw_training(metrics(3)).wide))
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3000])
+@pytest.mark.parametrize("number", [0, 1, 2000])
 def test_any_number_of_steps_can_be_drawn(number: int) -> None:
     assert draw_training(metrics(number)).wide
 

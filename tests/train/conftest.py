@@ -40,7 +40,7 @@ def save_student(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable
     """Writes a student in Hugging Face's layout; keyword arguments go to `make_model`."""
 
     def save(dtype: torch.dtype = torch.float32, **overrides: Any) -> Path:
-        student = make_model(**overrides).to(dtype)
+        student: Any = make_model(**overrides).to(dtype)  # pyright: ignore[reportArgumentType] (its decorator hides self)
         student.generation_config = GenerationConfig(eos_token_id=[258, 256], temperature=0.7, do_sample=True)
         student.save_pretrained(tmp_path / "student")
         tokenizer.save_pretrained(tmp_path / "student")

@@ -14,21 +14,22 @@ def with_sides(pair: Pair, chosen: str, rejected: str = "wrong") -> Pair:
 def test_ids_are_those_of_the_template_token_by_token(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> None:
     kept, _ = tokenize_pairs(pairs, tokenizer, 512)
     for pair, ids in zip(pairs, kept, strict=True):
-        messages = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.chosen}]
+        messages = [{"role": "user", "content": str(pair.prompt)}, {"role": "assistant", "content": str(pair.chosen)}]
         # Encoded apart from the code under test: text first, then cut where the turn ends.
         whole = tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
         assert isinstance(whole, str)
-        assert tokenizer.decode(ids.prompt_ids + ids.chosen_ids) + "\n" == whole
+        assert f"{tokenizer.decode(ids.prompt_ids + ids.chosen_ids)}\n" == whole
         assert ids.prompt_ids + ids.chosen_ids == tokenizer(whole.removesuffix("\n"))["input_ids"]
 
 
 def test_the_prompt_ends_after_the_empty_think_block(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> None:
     kept, _ = tokenize_pairs(pairs, tokenizer, 512)
-    assert all(tokenizer.decode(ids.prompt_ids).endswith("assistant\n<think>\n\n</think>\n\n") for ids in kept)
+    assert all(str(tokenizer.decode(ids.prompt_ids)).endswith("assistant\n<think>\n\n</think>\n\n") for ids in kept)
 
 
 def test_an_answer_ends_with_exactly_one_end_of_turn(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> None:
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert isinstance(end, int)
     assert end_of_turn_id(tokenizer) == end != tokenizer.eos_token_id
     kept, _ = tokenize_pairs(pairs, tokenizer, 512)
     for ids in kept:

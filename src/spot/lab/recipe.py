@@ -1,24 +1,25 @@
 """How the student was raised: from nothing, on its world's text, counted in steps, the same on every run of a machine.
 
-One step is 64 questions of the three families with the answers that the world's training text gives; the loss is over
+One step is 96 questions of the three families with the answers that the world's training text gives; the loss is over
 the answers only. A killed training goes on from its last checkpoint.
 """
 
 import math
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from spot.errors import UserError
 from spot.lab.muon import Muon
-from spot.lab.student import build_model, build_tokenizer
+from spot.lab.student import END_OF_TURN, build_model, build_tokenizer
 from spot.lab.world import FAMILIES, World
 from spot.schema import derived_seed
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 
@@ -45,8 +46,6 @@ def train_student(
     world: World, recipe: Recipe, output_dir: Path, on_step: Callable[[int, int, float], None] | None = None
 ) -> "tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]":
     """Train a student and save it to `output_dir` in the Hugging Face layout."""
-    import torch
-
     tokenizer = build_tokenizer(world)
     model = build_model(tokenizer, recipe.seed, **recipe.shape)
     optimizer = Muon(model, recipe.weight_decay)
@@ -80,10 +79,9 @@ def schedule(step: int, steps: int, warmup: int) -> float:
 
 def batches(
     world: World, tokenizer: "PreTrainedTokenizerFast", recipe: Recipe, start: int = 0
-) -> "Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]":
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Batches of `(input_ids, attention_mask, answer_mask)`, each `(questions_per_step, longest)`."""
-    import torch
-
+    pad: Any = tokenizer.pad_token_id
     for pool in range(start // POOL_STEPS, math.ceil(recipe.steps / POOL_STEPS)):
         rows = _tokenized(world, tokenizer, recipe, pool)
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
@@ -94,7 +92,7 @@ def batches(
                 continue
             batch = rows[place * recipe.questions_per_step : (place + 1) * recipe.questions_per_step]
             width = max(len(prompt) + len(answer) for prompt, answer in batch)
-            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+            ids = torch.full((len(batch), width), pad)
             mask, scored = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
             for i, (prompt, answer) in enumerate(batch):
                 length = len(prompt) + len(answer)
@@ -111,9 +109,9 @@ def _tokenized(
     count = POOL_STEPS * recipe.questions_per_step
     families = rng.choices(FAMILIES, weights=recipe.mixture, k=count)
     drawn = [world.problem(family, "pretrain", recipe.seed, pool * count + i) for i, family in enumerate(families)]
-    chats = [[{"role": "user", "content": problem.prompt}] for problem, _ in drawn]
-    prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
-    answers = [text + tokenizer.eos_token for _, text in drawn]
+    chats = [[{"role": "user", "content": str(problem.prompt)}] for problem, _ in drawn]
+    prompts: Any = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    answers = [text + END_OF_TURN for _, text in drawn]
     return list(
         zip(
             tokenizer(prompts, add_special_tokens=False)["input_ids"],
@@ -123,16 +121,12 @@ def _tokenized(
     )
 
 
-def answer_loss(
-    model: "Qwen3ForCausalLM", ids: "torch.Tensor", mask: "torch.Tensor", scored: "torch.Tensor"
-) -> "torch.Tensor":
+def answer_loss(model: "Qwen3ForCausalLM", ids: torch.Tensor, mask: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of the answers' tokens, averaged over each answer and then over answers.
 
     Answers count alike whatever their length: a retained skill is often one token, a story's answer fifty. The head
     runs at the scored positions only.
     """
-    import torch
-
     hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     target = scored[:, 1:]
     logits = model.lm_head(hidden[:, :-1][target])
@@ -142,8 +136,6 @@ def answer_loss(
 
 
 def _save(path: Path, step: int, model: Any, optimizer: Any, recipe: Recipe) -> None:
-    import torch
-
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "recipe": asdict(recipe)}
@@ -152,10 +144,6 @@ def _save(path: Path, step: int, model: Any, optimizer: Any, recipe: Recipe) -> 
 
 
 def _load(path: Path, model: Any, optimizer: Any, recipe: Recipe) -> int:
-    import torch
-
-    from spot.errors import UserError
-
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
@@ -164,8 +152,3 @@ def _load(path: Path, model: Any, optimizer: Any, recipe: Recipe) -> int:
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
-
-
-def progress_line(started: float, step: int, steps: int, loss: float) -> str:
-    """One line for a log: step, loss and speed."""
-    return f"step {step}/{steps}  loss {loss:.3f}  {(time.monotonic() - started) / step:.2f} s a step"

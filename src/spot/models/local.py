@@ -6,6 +6,7 @@ the same libraries, thread count and batch size, a resumed run writes the rows t
 """
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,15 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.utils import logging
 
 from spot.errors import RunFailed, UserError
 from spot.models.base import Reply, Request
 from spot.models.sampling import sample
 from spot.schema import Message, Sampling, as_dicts
+
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+"""What a name on the hub looks like; anything else must be a directory."""
 
 SHRINK_AT = 0.75
 """Finished rows leave a batch once no more than this share of its rows is unfinished; leaving copies the cache."""
@@ -38,7 +43,7 @@ class _Prompt:
 
 
 class LocalModel:
-    """The causal language model in the directory `path`, as a `Model`.
+    """The causal language model at `path` (a directory, or a name on the hub), as a `Model`.
 
     Prompts go through the directory's chat template with `enable_thinking`; answers stop at the end-of-turn tokens of
     its generation config, whose other sampling settings are not used: `Sampling` is all there is. A prompt close to
@@ -67,6 +72,7 @@ class LocalModel:
         self._batch_size = batch_size
         self._enable_thinking = enable_thinking
         self._device = _device(device)
+        logging.disable_progress_bar()  # loading is quick where it matters, and its bar tears through ours
         self._tokenizer = _load_tokenizer(path)
         self._model = _load_model(path, _dtype(dtype), self._device)
         self._context = _context(self._model.config)
@@ -206,7 +212,7 @@ class LocalModel:
                 break
             positions = positions[:, -1:] + 1
             if num_unfinished <= SHRINK_AT * len(rows):
-                stay = unfinished.nonzero().squeeze(1)
+                stay: Any = unfinished.nonzero().squeeze(1)
                 cache.reorder_cache(stay)
                 rows, drawn, mask, positions = rows[stay], drawn[stay], mask[stay], positions[stay]
                 unfinished = unfinished[stay]
@@ -289,12 +295,11 @@ def _error(request: Request, reason: str) -> Reply:
 
 
 def _load_tokenizer(path: str) -> Any:
-    if not Path(path).is_dir():
-        raise UserError(
-            f"{path}: no such model directory; fetch a model of the hub first: hf download NAME --local-dir DIRECTORY"
-        )
+    # `runs/model` looks like a hub name too; where there is a folder `runs`, a directory is meant.
+    if not Path(path).is_dir() and (Path(path).parent.is_dir() or not HUB_NAME.fullmatch(path)):
+        raise UserError(f"{path}: no such model directory, and not a hub name (owner/name) either")
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # broken files surface as many types, some of them bare `Exception`
         raise UserError(f"{path}: no tokenizer that transformers can load ({_first_line(error)})") from error
     if not tokenizer.chat_template:
@@ -306,9 +311,7 @@ def _load_tokenizer(path: str) -> Any:
 
 def _load_model(path: str, dtype: Any, device: torch.device) -> Any:
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except Exception as error:  # as above
         raise UserError(f"{path}: not a model that transformers can load ({_first_line(error)})") from error
     model, info = loaded

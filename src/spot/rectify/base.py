@@ -31,7 +31,11 @@ class Oracle(Protocol):
     """Who corrects. `name` is what rows and reports call it."""
 
     name: str
-    mode: Literal["rewrite", "patch", "continue", "import"]
+
+    @property
+    def mode(self) -> Literal["rewrite", "patch", "continue", "import"]:
+        """How it corrects; a plain class attribute will do."""
+        ...
 
     def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
         """Correct `failures` and yield corrections in groups, each group ready to be committed at once."""

@@ -14,10 +14,10 @@ from spot.store import read_rows, write_atomic
 def build_report(run: Path, reproduce: str) -> Path:
     """Write `figures/*.svg` and `report.html` into `run` and return the page's path.
 
-    Reads `summary.json`, `pairs.jsonl` and, where steps were trained, `metrics.jsonl`; where they are there also
-    `attempts.jsonl`, `rectifications.jsonl`, `problems.jsonl` and `eval/`. `reproduce` is the command line that makes
-    the run again. Files are replaced whole, so a kill leaves the old ones or the new ones. Raises `UserError`, one
-    line, where a file is missing or damaged.
+    Reads `summary.json`, `pairs.jsonl` where it counts pairs, and `metrics.jsonl` where it counts steps; if they are
+    there also `attempts.jsonl`, `rectifications.jsonl`, `problems.jsonl` and `eval/`. `reproduce` is the command line
+    that makes the run again. Files are replaced whole, so a kill leaves the old ones or the new ones. Raises
+    `UserError`, one line, where a file is missing or damaged.
     """
     summary = read_summary(run / "summary.json")
     has_metrics = summary.training.steps > 0 or (run / "metrics.jsonl").exists()
@@ -27,7 +27,7 @@ def build_report(run: Path, reproduce: str) -> Path:
     page = render(
         summary,
         {drawing.name: drawing for drawing in drawings},
-        _rectified(run),
+        _rectified(run) if summary.counts.pairs else [],
         forgotten_examples(run),
         reproduce=reproduce,
         broken_steps=sum(not math.isfinite(loss) for loss in losses),

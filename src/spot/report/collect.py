@@ -85,13 +85,17 @@ def _evaluation(run: RunDirectory) -> dict[str, TaskResult]:
         if not all(path.exists() for path in paths):
             continue
         before, after = (read_rows(path, Attempt) for path in paths)
-        slice_of = {problem.id: problem.meta.get("slice") for problem in read_rows(questions, Problem)}
+        slice_of = {
+            problem.id: str(problem.meta["slice"])
+            for problem in read_rows(questions, Problem)
+            if "slice" in problem.meta
+        }
         slices = {
-            str(name): compared(
+            name: compared(
                 [row for row in before if slice_of.get(row.problem_id) == name],
                 [row for row in after if slice_of.get(row.problem_id) == name],
             )
-            for name in sorted({str(value) for value in slice_of.values() if value is not None})
+            for name in sorted(set(slice_of.values()))
         }
         results[task] = TaskResult(**dict(compared(before, after)), slices=slices)
     return results

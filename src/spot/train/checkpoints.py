@@ -1,15 +1,32 @@
 """What a killed run goes on from: whole checkpoints, our own state in them, and the metrics up to them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from spot.errors import RunFailed, UserError
 from spot.store import disk_errors, write_atomic
 
 STATE_FILE = "spot_state.json"
+
+
+@contextmanager
+def saving(path: Path) -> Generator[None]:
+    """Turn a failed write of weights into `RunFailed`; torch and safetensors wrap the system's error in their own."""
+    try:
+        with disk_errors(path):
+            yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RunFailed(
+            f"{path}: cannot write ({reason}); free some room and run the same command again, it goes on from the last "
+            "whole checkpoint"
+        ) from error
 
 
 def last_complete_checkpoint(directory: Path) -> Path | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
@@ -52,6 +53,9 @@ class SpotConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
+        if self.bf16 and not torch.accelerator.is_available():
+            # Autocast to bf16 works on any CPU; transformers wants it to be said.
+            self.use_cpu = True
         super().__post_init__()
         self.per_device_train_batch_size *= self.gradient_accumulation_steps
         self.gradient_accumulation_steps = 1

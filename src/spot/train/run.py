@@ -14,8 +14,7 @@ from transformers.utils import logging
 
 from spot.errors import UserError
 from spot.schema import Dropped
-from spot.store import disk_errors
-from spot.train.checkpoints import last_complete_checkpoint
+from spot.train.checkpoints import last_complete_checkpoint, saving
 from spot.train.config import SpotConfig
 from spot.train.tokenize import Preference
 from spot.train.trainer import SpotTrainer
@@ -130,9 +129,8 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         if progress is not None:
             trainer.add_callback(_Progress(progress))
-        with disk_errors(Path(str(args.output_dir))):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        with disk_errors(output_dir):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with saving(output_dir):
             _publish(trainer, output_dir)
     return TrainResult(
         steps=trainer.state.global_step,

@@ -25,7 +25,7 @@ from transformers import (
 from spot.errors import RunFailed, UserError
 from spot.objectives import update_shift
 from spot.schema import derived_seed
-from spot.train.checkpoints import MetricsFile, TrainingState
+from spot.train.checkpoints import MetricsFile, TrainingState, saving
 from spot.train.config import SpotConfig
 from spot.train.logps import head_difference
 from spot.train.reference import (
@@ -104,6 +104,8 @@ class SpotTrainer(Trainer):
             raise UserError("several processes are not supported yet; start spot train without a launcher")
         self.args._n_gpu = min(self.args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage] (no DataParallel)
         self._train_batch_size = args.per_device_train_batch_size
+        # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
+        _check_head(self.pairs, model)
         seed = args.seed if args.data_seed is None else args.data_seed
         self.sampler = StepSampler(len(self.pairs), args.per_device_train_batch_size, seed)
         self.metrics_file = MetricsFile(Path(args.metrics_path)) if args.metrics_path else None
@@ -141,13 +143,6 @@ class SpotTrainer(Trainer):
 
     def _starting_reference(self) -> Reference:
         model = self._language_model
-        first = min(self.pairs, key=lambda pair: pair.length)
-        difference = head_difference(model, first.prompt_ids, first.chosen_ids)
-        if not difference < HEAD_TOLERANCE:
-            raise RunFailed(
-                f"{type(model).__name__}: its logits are not its output embeddings applied to its hidden states "
-                f"(log-probabilities differ by {difference:.3g}); this architecture is not supported"
-            )
         self._key = reference_key(model, self.pairs, self.args.precision)
         kept = read_reference(self._reference_path)
         if kept is not None and kept.key == self._key:
@@ -238,6 +233,10 @@ class SpotTrainer(Trainer):
         self.processing_class.save_pretrained(directory)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with saving(Path(str(self.args.output_dir))):
+            super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -332,3 +331,15 @@ def _check_vocabulary(pairs: list[TokenizedPair], model: PreTrainedModel) -> Non
                 f"pair {pair.id!r}: a token id is beyond the model's {embeddings.num_embeddings} embeddings; "
                 "model and tokenizer do not belong together"
             )
+
+
+def _check_head(pairs: list[TokenizedPair], model: PreTrainedModel) -> None:
+    shortest = min(pairs, key=lambda pair: pair.length)
+    difference = head_difference(model, shortest.prompt_ids, shortest.chosen_ids)
+    if not math.isfinite(difference):
+        raise RunFailed("the student's log-probabilities are not finite before training; its weights are damaged")
+    if difference > HEAD_TOLERANCE:
+        raise RunFailed(
+            f"{type(model).__name__}: its logits are not its output embeddings applied to its hidden states "
+            f"(log-probabilities differ by {difference:.3g}); this architecture is not supported"
+        )

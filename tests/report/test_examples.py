@@ -1,0 +1,133 @@
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spot.errors import UserError
+from spot.report.diff import Span
+from spot.report.examples import forgotten_examples, rectified_examples, shortened, spread
+from spot.schema import Attempt, Message, Pair, Problem, Rectification
+from spot.store import read_rows, write_rows
+
+
+def pair(number: int, ratio: float) -> Pair:
+    return Pair(
+        id=f"p{number}",
+        problem_id=f"p{number}",
+        prompt="q",
+        chosen="a 2",
+        rejected="a 1",
+        change_ratio=ratio,
+        oracle="o",
+    )
+
+
+ratios = st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.6]) | st.floats(0, 1), max_size=30)
+
+
+@given(ratios, st.randoms(use_true_random=False))
+def test_examples_span_the_range_whatever_the_order(values: list[float], rng: random.Random) -> None:
+    pairs = [pair(number, value) for number, value in enumerate(values)]
+    shown = spread(pairs)
+    assert spread(rng.sample(pairs, len(pairs))) == shown
+    assert len({one.id for one in shown}) == len(shown) == min(5, len(pairs))
+    assert [one.change_ratio for one in shown] == sorted(one.change_ratio for one in shown)
+    if pairs:
+        assert (shown[0].change_ratio, shown[-1].change_ratio) == (min(values), max(values))
+
+
+def test_known_and_given_answers_come_from_the_rows(new_run: Callable[..., Path]) -> None:
+    run = new_run(questions=2)
+    pairs = read_rows(run / "pairs.jsonl", Pair)
+    attempts = read_rows(run / "attempts.jsonl", Attempt)
+    rectifications = read_rows(run / "rectifications.jsonl", Rectification)
+    shown = rectified_examples(pairs, {}, attempts, rectifications)
+    for example in shown:
+        assert example.known and example.known in "".join(piece.text for piece in example.chosen)
+        assert example.said and example.said in "".join(piece.text for piece in example.rejected)
+    alone = rectified_examples(pairs, {}, [], [])
+    assert {(example.known, example.said) for example in alone} == {(None, None)}
+
+
+def test_a_problems_own_answer_wins_over_what_was_read_from_the_correction() -> None:
+    problem = Problem(id="p0", prompt="q", answer="2.0")
+    with_meta = pair(0, 0.1).model_copy(update={"meta": {"answer": "two"}})
+    assert rectified_examples([with_meta], {"p0": problem}, [], [])[0].known == "2.0"
+    assert rectified_examples([with_meta], {}, [], [])[0].known == "two"
+
+
+def test_chat_prompts_and_answers_are_shown_as_text() -> None:
+    chat = pair(0, 0.1).model_copy(
+        update={
+            "prompt": [Message(role="system", content="Be brief."), Message(role="user", content="1+1?")],
+            "chosen": [Message(role="assistant", content="2")],
+            "rejected": [Message(role="assistant", content="3")],
+        }
+    )
+    [shown] = rectified_examples([chat], {}, [], [])
+    assert shown.question[0].text == "[system] Be brief.\n\n[user] 1+1?"
+    assert [(piece.kind, piece.text) for piece in shown.rejected + shown.chosen] == [("changed", "3"), ("changed", "2")]
+
+
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=300), st.integers(1, 100)), min_size=1, max_size=6))
+def test_shortening_keeps_the_changes_and_says_what_it_leaves_out(parts: list[tuple[str, int]]) -> None:
+    spans = [Span(text * times, index % 2 == 1) for index, (text, times) in enumerate(parts)]
+    pieces = shortened(spans, context=50, longest=200)
+    kept = sum(len(piece.text) for piece in pieces if piece.kind != "gap")
+    left_out = sum(int(piece.text.split()[0].replace(",", "")) for piece in pieces if piece.kind == "gap")
+    assert kept + left_out == sum(len(span.text) for span in spans)
+    assert kept <= len(spans) * 300
+    changed = [piece.text for piece in pieces if piece.kind == "changed"]
+    assert [text[:200] for text in changed] == [span.text[:200] for span in spans if span.changed]
+
+
+def test_short_texts_are_shown_whole() -> None:
+    spans = [Span("same " * 100, False), Span("new", True), Span(" rest", False)]
+    assert "".join(piece.text for piece in shortened(spans)) == "same " * 100 + "new rest"
+
+
+def test_what_was_forgotten_was_right_before_and_is_wrong_now(new_run: Callable[..., Path]) -> None:
+    run = new_run(questions=120)
+    shown = forgotten_examples(run)
+    assert 0 < len(shown) <= 3
+    assert len({example.task for example in shown}) > 1  # taken from the tasks in turn
+    for example in shown:
+        before, after = (
+            [
+                row.verdict.correct
+                for row in read_rows(run / "eval" / side / f"{example.task}.jsonl", Attempt)
+                if row.problem_id == example.problem_id
+            ]
+            for side in ("before", "after")
+        )
+        assert (before, after) == ([True], [False])
+        assert example.question and example.known
+
+
+def test_questions_may_be_unrecorded(new_run: Callable[..., Path]) -> None:
+    run = new_run(questions=60)
+    for file in (run / "eval" / "problems").iterdir():
+        file.unlink()
+    assert all(example.question is None and example.known is None for example in forgotten_examples(run))
+
+
+def test_one_side_without_the_other_is_an_error(new_run: Callable[..., Path]) -> None:
+    run = new_run(questions=3)
+    (run / "eval" / "after" / "ood.jsonl").unlink()
+    with pytest.raises(UserError, match=r"eval/after/ood\.jsonl: no such file"):
+        forgotten_examples(run)
+
+
+def test_sides_with_other_questions_are_an_error(new_run: Callable[..., Path]) -> None:
+    run = new_run(questions=5)
+    file = run / "eval" / "after" / "ood.jsonl"
+    write_rows(file, read_rows(file, Attempt)[1:])
+    with pytest.raises(UserError, match="different questions"):
+        forgotten_examples(run)
+
+
+def test_a_run_without_evaluation_forgot_nothing_that_is_known(tmp_path: Path) -> None:
+    assert forgotten_examples(tmp_path) == []

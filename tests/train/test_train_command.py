@@ -1,0 +1,100 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.tiny_student import make_pairs, make_tokenizer
+from transformers import AutoModelForCausalLM
+
+from spot.errors import UserError
+from spot.train.command import main, parse
+from spot.train.tokenize import tokenize_pairs
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """TRL's format: the three columns alone."""
+    lines = [pair.model_dump(include={"prompt", "chosen", "rejected"}) for pair in make_pairs(6)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_it_trains_and_goes_on(
+    dataset: Path, save_student: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    config = tmp_path / "train.yaml"
+    limit = sorted(pair.length for pair in tokenize_pairs(make_pairs(6), make_tokenizer(), 512)[0])[3]
+    config.write_text(
+        f"max_length: {limit}\nlearning_rate: 1e-4\nloss_type: spot_bce\nper_device_train_batch_size: 2\n"
+    )
+    argv = ["--model_name_or_path", str(save_student()), "--dataset_name", str(dataset), "--output_dir", str(output)]
+    main([*argv, "--config", str(config), "--num_train_epochs", "1"])
+    shown = " ".join(capsys.readouterr().out.split())
+    dropped = [json.loads(line) for line in (output / "dropped.jsonl").read_text().splitlines()]
+    kept = 6 - len(dropped)
+    assert 0 < kept < 6 and f"{kept} pairs" in shown and f"{len(dropped)} longer than {limit} tokens left out" in shown
+    assert all(1 <= int(row["id"]) <= 6 for row in dropped)
+    AutoModelForCausalLM.from_pretrained(output)
+    steps = len((output / "metrics.jsonl").read_text().splitlines())
+    main([*argv, "--config", str(config), "--num_train_epochs", "1"])
+    assert len((output / "metrics.jsonl").read_text().splitlines()) == steps
+    assert not (tmp_path / "out.tmp").exists()
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("learning_rate: 1e-4\nbeta: 0.5\n")
+    _, args = parse(["--config", str(config), "--beta", "0.25", "--output_dir", str(tmp_path)])
+    assert (args.learning_rate, args.beta, args.loss_type) == (1e-4, 0.25, ["spot_bco"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--loss_type", "kto"], "unknown loss 'kto'"),
+        (["--beta", "0"], "beta must be above 0"),
+        (["--beta", "x"], "beta"),
+        (["--no_such_flag", "1"], "no_such_flag"),
+        (["--dataset_name", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["--config", "missing.yaml"], "missing.yaml: no such file"),
+        (["--resume_from_checkpoint", "nowhere"], "nowhere: not a whole checkpoint"),
+    ],
+)
+def test_wrong_use_is_one_line_before_any_weight_is_loaded(
+    flags: list[str], problem: str, dataset: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    argv = ["--model_name_or_path", "no/such", "--dataset_name", str(dataset), "--output_dir", str(output), *flags]
+    with pytest.raises(UserError, match=problem) as caught:
+        main(argv)
+    assert "\n" not in str(caught.value)
+    assert not output.exists()
+
+
+def test_a_file_without_the_columns_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": "a", "chosen": "b"}\n')
+    with pytest.raises(UserError, match=r"pairs\.jsonl:2: the field 'rejected' is missing"):
+        main(["--model_name_or_path", "no/such", "--dataset_name", str(path), "--output_dir", str(tmp_path / "out")])
+
+
+def test_an_unknown_key_in_the_file_gets_its_nearest(tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text("learning_rat: 1e-4\n")
+    with pytest.raises(UserError, match="unknown key 'learning_rat'; did you mean 'learning_rate'"):
+        parse(["--config", str(config)])
+
+
+def test_what_is_missing_is_said() -> None:
+    with pytest.raises(UserError, match="--model_name_or_path is required"):
+        main([])
+
+
+def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert "spot train --model_name_or_path" in shown and "--loss_type" in shown

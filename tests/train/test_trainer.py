@@ -1,0 +1,280 @@
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny_student import make_model, make_pairs
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
+
+from spot.errors import RunFailed, UserError
+from spot.schema import Pair
+from spot.train.checkpoints import MetricsFile, last_complete_checkpoint
+from spot.train.run import TrainResult, TrainSettings, train
+from spot.train.trainer import SpotConfig, SpotTrainer, StepSampler
+
+# 10 pairs by 4 make three steps an epoch, the last one short: nine steps.
+SETTINGS = TrainSettings(pairs_per_step=4, num_train_epochs=3, learning_rate=3e-3, beta=0.05, save_steps=2)
+
+
+class Stop(Exception):
+    """Stands for a kill."""
+
+
+def run(
+    student: Path, directory: Path, pairs: list[Pair], settings: TrainSettings = SETTINGS, stop_after: int | None = None
+) -> TrainResult:
+    def progress(step: int, total: int, metrics: dict[str, float]) -> None:
+        assert total == 9 and metrics["loss"] > 0
+        if step == stop_after:
+            raise Stop
+
+    return train(pairs, student, directory / "model", directory / "ckpt", directory / "m.jsonl", settings, progress)
+
+
+def rows(directory: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (directory / "m.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in lines]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(directory / "model").state_dict()
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("objective", ["spot_bco", "sft"])
+def test_a_killed_run_goes_on_bit_for_bit(
+    objective: str, save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
+) -> None:
+    student = save_student()
+    settings = replace(SETTINGS, objective=objective)
+    assert run(student, tmp_path / "whole", pairs, settings).steps == 9
+    killed = tmp_path / "killed"
+    with pytest.raises(Stop):
+        run(student, killed, pairs, settings, stop_after=7)  # in the third epoch, the last checkpoint is of step 6
+    with pytest.raises(Stop):
+        run(student, killed, pairs, settings, stop_after=7)
+    shutil.copytree(killed / "ckpt" / "checkpoint-6", killed / "ckpt" / "checkpoint-8")
+    (killed / "ckpt" / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8, "log_hi')
+    with (killed / "m.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    assert not (killed / "model").exists()
+    assert run(student, killed, pairs, settings).resumed_from == 6
+    assert rows(killed) == rows(tmp_path / "whole")
+    assert [row["step"] for row in rows(killed)] == list(range(1, 10))
+    assert_equal(weights(killed), weights(tmp_path / "whole"))
+
+
+def test_killed_after_its_last_step_it_only_saves(
+    save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, num_train_epochs=2.7)  # nine steps, the third epoch cut
+    student = save_student()
+    run(student, tmp_path, pairs, settings)
+    first, first_rows = weights(tmp_path), rows(tmp_path)
+    shutil.rmtree(tmp_path / "model")
+    assert run(student, tmp_path, pairs, settings).resumed_from == 9
+    assert_equal(weights(tmp_path), first)
+    assert rows(tmp_path) == first_rows
+
+
+def test_a_resumed_run_never_makes_its_own_reference(
+    save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
+) -> None:
+    student = save_student()
+    with pytest.raises(Stop):
+        run(student, tmp_path, pairs, stop_after=5)
+    reference = tmp_path / "ckpt" / "reference.safetensors"
+    kept = reference.read_bytes()
+    reference.unlink()
+    with pytest.raises(RunFailed, match="missing"):
+        run(student, tmp_path, pairs)
+    reference.write_bytes(kept)
+    with pytest.raises(UserError, match=r"made with learning_rate=0\.003, this run has learning_rate=0\.1"):
+        run(student, tmp_path, pairs, replace(SETTINGS, learning_rate=0.1))
+    with pytest.raises(UserError, match="tokens="):
+        run(student, tmp_path, make_pairs(11)[1:])
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on(
+    save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
+) -> None:
+    student = save_student()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))  # the weights are larger, the small files are not
+    try:
+        with pytest.raises(RunFailed, match="cannot write") as caught:
+            run(student, tmp_path, pairs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value) and not (tmp_path / "model").exists()
+    assert run(student, tmp_path, pairs).steps == 9
+
+
+def test_it_learns_and_says_so(save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path) -> None:
+    result = run(save_student(), tmp_path, pairs)
+    logged = rows(tmp_path)
+    first, last = logged[0], logged[-1]
+    assert (result.steps, result.num_pairs, result.dropped, result.resumed_from) == (9, 10, [], 0)
+    assert set(first) == {
+        *("step", "epoch", "learning_rate", "loss", "grad_norm", "rewards/chosen", "rewards/rejected"),
+        *("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "rewards/delta"),
+        *("tether/chosen", "tether/rejected"),
+    }
+    assert abs(first["rewards/chosen"]) < 1e-5 and first["rewards/delta"] == 0
+    assert first["tether/chosen"] == pytest.approx(0.05 / 2, rel=1e-3)
+    assert last["rewards/margins"] > 0.02 and last["loss"] < first["loss"]
+    # The shift of a step comes from the steps before it.
+    delta = 0.0
+    for row in logged:
+        assert row["rewards/delta"] == pytest.approx(delta)
+        delta = 0.9 * delta + 0.1 * (row["rewards/chosen"] + row["rewards/rejected"]) / 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_saved_model_is_the_student_in_its_own_form(
+    tied: bool, save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
+) -> None:
+    student = save_student(torch.bfloat16, tie_word_embeddings=tied)
+    run(student, tmp_path, pairs)
+    saved = tmp_path / "model"
+    before: Any = AutoModelForCausalLM.from_pretrained(student, dtype="auto")
+    after: Any = AutoModelForCausalLM.from_pretrained(saved, dtype="auto")
+    assert after.dtype == torch.bfloat16
+    assert (saved / "model.safetensors").stat().st_size == (student / "model.safetensors").stat().st_size
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
+    for name in ("use_cache", "tie_word_embeddings", "eos_token_id", "pad_token_id"):
+        assert getattr(after.config, name) == getattr(before.config, name)
+    assert (
+        GenerationConfig.from_pretrained(saved).to_diff_dict()
+        == GenerationConfig.from_pretrained(student).to_diff_dict()
+    )
+    assert AutoTokenizer.from_pretrained(saved).chat_template == AutoTokenizer.from_pretrained(student).chat_template
+    assert not list(saved.glob("*.bin")) and not (tmp_path / "model.tmp").exists()
+
+
+def test_bf16_compute_trains_fp32_master_weights(
+    save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
+) -> None:
+    run(save_student(), tmp_path, pairs, replace(SETTINGS, precision="bf16", learning_rate=1e-6))
+    start, end = make_model().state_dict(), weights(tmp_path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert (start[name] != end[name]).float().mean() > 0.9
+    # Such steps are below bf16's spacing: weights kept in bf16 would have stayed where they were.
+    assert (start[name].bfloat16() == end[name].bfloat16()).float().mean() > 0.95
+
+
+class Poison(TrainerCallback):
+    """Makes one pair's loss nan from a given step on."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.trainer: SpotTrainer | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.trainer is not None and self.trainer.reference is not None
+        if state.global_step == self.step:
+            self.trainer.reference.chosen_logps[3] = torch.nan
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path
+) -> None:
+    args = SpotConfig(output_dir=str(tmp_path), per_device_train_batch_size=10, save_steps=1, disable_tqdm=True)
+    poison = Poison(1)
+    trainer = SpotTrainer(make_model(), args, pairs, tokenizer, callbacks=[poison])
+    poison.trainer = trainer
+    before = make_model().state_dict()
+    with pytest.raises(RunFailed, match=r"step 2: the loss is not finite in pairs pair-3;"):
+        trainer.train()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    assert trainer.model is not None
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items()
+    )  # warm-up: lr 0
+
+
+def test_mappings_train_like_pairs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path) -> None:
+    columns = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "score": 1} for pair in pairs]
+    args = SpotConfig(output_dir=str(tmp_path), disable_tqdm=True)
+    trainer = SpotTrainer(make_model(), args, columns, tokenizer)
+    typed = SpotTrainer(make_model(), args, pairs, tokenizer)
+    assert [pair.chosen_ids for pair in trainer.pairs] == [pair.chosen_ids for pair in typed.pairs]
+    assert [pair.id for pair in trainer.pairs][:2] == ["1", "2"]
+    del columns[4]["rejected"]
+    with pytest.raises(UserError, match="row 5: column 'rejected'"):
+        SpotTrainer(make_model(), args, columns, tokenizer)
+
+
+def test_data_that_cannot_be_trained_on_is_refused(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path
+) -> None:
+    def start(**settings: Any) -> None:
+        model = settings.pop("model", "no/such/model")  # never reached where the data are refused
+        SpotTrainer(model, SpotConfig(output_dir=str(tmp_path), **settings), pairs, tokenizer)
+
+    with pytest.raises(UserError, match="no pair is left"):
+        start(max_length=5)
+    with pytest.raises(UserError, match="micro_batch_tokens=100"):
+        start(micro_batch_tokens=100)
+    with pytest.raises(UserError, match="beyond the model's 100 embeddings"):
+        start(model=make_model(vocab_size=100))
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"loss_type": ["kto"]}, "unknown loss 'kto'"),
+        ({"loss_type": ["dpo", "sft"]}, "one loss at a time"),
+        ({"beta": 0.0}, "beta must be above 0"),
+        ({"reward_shift": "mean"}, "reward_shift"),
+        ({"shift_decay": 1.0}, "shift_decay"),
+        ({"fp16": True}, "bf16"),
+        ({"max_length": 0}, "max_length"),
+        ({"eval_strategy": "steps"}, "spot eval"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=problem):
+        SpotConfig(output_dir=str(tmp_path), **settings)
+
+
+def test_accumulation_is_folded_into_the_step(tmp_path: Path) -> None:
+    args = SpotConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=8)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (32, 1)
+
+
+def test_each_epoch_sees_each_pair_once_in_its_own_order() -> None:
+    sampler = StepSampler(10, 4, seed=3)
+    first = list(sampler)
+    assert [len(step) for step in first] == [4, 4, 2] and len(sampler) == 3
+    assert sorted(index for step in first for index in step) == list(range(10))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0)
+    assert list(sampler) == first != list(StepSampler(10, 4, seed=4))
+
+
+def test_metrics_begin_anew_without_a_checkpoint(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "m.jsonl")
+    file.begin(0)
+    file.append({"step": 1})
+    file.append({"step": 2})
+    file.begin(1)
+    assert rows(tmp_path) == [{"step": 1}]
+    file.begin(0)
+    assert rows(tmp_path) == []
