@@ -66,11 +66,11 @@ def pairs_of(place: Place, seed: int) -> tuple[RunDirectory, list[Pair], dict[st
 
 
 def measure(
-    place: Place, seed: int, weights: str, split: str, questions: int, output: Path
+    place: Place, seed: int, trained: Path | None, split: str, questions: int, output: Path
 ) -> dict[str, list[Attempt]]:
     """Answers to `questions` of each family, by family."""
     config = place.config(seed)
-    world, model = World.load(place.world), stages.open_model(config.student, weights)
+    world, model = World.load(place.world), stages.open_model(config.student, trained)
     found: dict[str, list[Attempt]] = {}
     for family in FAMILIES:
         problems = world.problems(family, split, questions, 100 + seed)  # type: ignore[arg-type]
@@ -146,8 +146,8 @@ class Study:
             directory / "metrics.jsonl",
             CONSOLE,
         )
-        before = measure(place, seed, student, split, questions, run.path / "base")
-        after = measure(place, seed, str(directory / "model"), split, questions, directory)
+        before = measure(place, seed, None, split, questions, run.path / "base")
+        after = measure(place, seed, directory / "model", split, questions, directory)
         row = key | {"pairs": len(used), "settings": overrides}
         for task, attempts in after.items():
             found, difference = score(attempts), compare(before[task], attempts)

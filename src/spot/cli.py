@@ -214,8 +214,7 @@ def eval_command(
     config = _overridden(raw, overrides, parse_config)
     console = _console()
     questions = stages.evaluation_problems(config.evaluate, config.problems, "error", [])
-    weights = stages.student_path(config.student)
-    stages.evaluate(questions, config.student, weights, config.evaluate, output, "eval", console)
+    stages.evaluate(questions, stages.open_model(config.student), config.evaluate, output, "eval", console)
     for task in questions:
         found = score(read_rows(output / f"{task}.jsonl", Attempt))
         error = "" if found.stderr is None else f" ± {100 * found.stderr:.1f}"

@@ -153,13 +153,13 @@ class Pipeline:
         tasks = stages.evaluation_problems(config.evaluate, config.problems, config.run.on_bad_row, bad_rows)
         for task, (questions, _) in tasks.items():
             write_rows(self.run / "eval" / "problems" / f"{task}.jsonl", questions)
-        sides = {"before": stages.student_path(config.student), "after": str(self.run / "model")}
         if not tasks:
             return "no tasks, nothing measured"
-        self._needs("model", "train")
-        for side, weights in sides.items():
-            directory = self.run / "eval" / side
-            stages.evaluate(tasks, config.student, weights, config.evaluate, directory, side, self.console)
+        trained = self._needs("model", "train")
+        for side, weights in {"before": None, "after": trained}.items():
+            # Both in process, so that nothing but the weights differs.
+            model = stages.open_model(config.student.model_copy(update={"base_url": None}), weights)
+            stages.evaluate(tasks, model, config.evaluate, self.run / "eval" / side, side, self.console)
         self._drop("evaluate", [row.model_copy(update={"stage": "evaluate"}) for row in bad_rows])
         return f"{sum(len(questions) for questions, _ in tasks.values()):,} questions, before and after"
 

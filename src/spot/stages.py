@@ -59,9 +59,12 @@ def student_path(section: StudentSection) -> str:
     return str(STUDENT_DIR)
 
 
-def open_model(section: StudentSection, weights: str | None = None) -> "Model":
-    """The student behind its endpoint, or in process; `weights` asks for another model of the same kind, in process."""
-    if section.base_url is not None and weights is None:
+def open_model(section: StudentSection, trained: Path | None = None) -> "Model":
+    """The student, behind its endpoint or in process; or in process what it became by training.
+
+    Rows call the student by `student.model` and the other `trained`, so that they do not depend on where a run lies.
+    """
+    if section.base_url is not None and trained is None:
         from spot.models.endpoint import EndpointModel
 
         name = section.served_as or section.model
@@ -69,11 +72,12 @@ def open_model(section: StudentSection, weights: str | None = None) -> "Model":
     from spot.models.local import LocalModel
 
     return LocalModel(
-        weights or student_path(section),
+        student_path(section) if trained is None else str(trained),
         batch_size=section.batch_size,
         device=section.device,
         dtype=section.dtype,
         enable_thinking=section.enable_thinking,
+        name=section.model if trained is None else "trained",
     )
 
 
@@ -321,15 +325,13 @@ def evaluation_problems(
 
 def evaluate(
     tasks: dict[str, tuple[list[Problem], Verifier]],
-    student: StudentSection,
-    weights: str,
+    model: "Model",
     section: EvaluateSection,
     output_dir: Path,
     title: str,
     console: Console,
 ) -> None:
-    """Answer every task with the model at `weights`, one file of attempts a task in `output_dir`."""
-    model = open_model(student, weights)
+    """Answer every task with `model`, one file of attempts a task in `output_dir`."""
     for task, (questions, verifier) in tasks.items():
         path = output_dir / f"{task}.jsonl"
         ask(questions, model, verifier, section, section.seed, path, f"{title} {task}", console)

@@ -35,7 +35,7 @@ def run(
     student: Path, directory: Path, pairs: list[Pair], settings: TrainSettings = SETTINGS, stop_after: int | None = None
 ) -> TrainResult:
     def progress(step: int, total: int, metrics: dict[str, float]) -> None:
-        assert total == 9 and metrics["loss"] > 0
+        assert step <= total and metrics["loss"] > 0
         if step == stop_after:
             raise Stop
 
@@ -65,9 +65,9 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert run(student, tmp_path / "whole", pairs, settings).steps == 9
     killed = tmp_path / "killed"
     with pytest.raises(Stop):
-        run(student, killed, pairs, settings, stop_after=7)  # in the third epoch, the last checkpoint is of step 6
+        run(student, killed, pairs, settings, stop_after=5)  # the last checkpoint, step 4, is in the midst of an epoch
     with pytest.raises(Stop):
-        run(student, killed, pairs, settings, stop_after=7)
+        run(student, killed, pairs, settings, stop_after=7)  # and step 6 at the end of one
     shutil.copytree(killed / "ckpt" / "checkpoint-6", killed / "ckpt" / "checkpoint-8")
     (killed / "ckpt" / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8, "log_hi')
     with (killed / "m.jsonl").open("a") as file:
@@ -82,12 +82,12 @@ def test_a_killed_run_goes_on_bit_for_bit(
 def test_killed_after_its_last_step_it_only_saves(
     save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
 ) -> None:
-    settings = replace(SETTINGS, num_train_epochs=2.7)  # nine steps, the third epoch cut
+    settings = replace(SETTINGS, num_train_epochs=2.5)  # eight steps, the third epoch cut
     student = save_student()
     run(student, tmp_path, pairs, settings)
     first, first_rows = weights(tmp_path), rows(tmp_path)
     shutil.rmtree(tmp_path / "model")
-    assert run(student, tmp_path, pairs, settings).resumed_from == 9
+    assert run(student, tmp_path, pairs, settings).resumed_from == 8
     assert_equal(weights(tmp_path), first)
     assert rows(tmp_path) == first_rows
 
