@@ -23,7 +23,8 @@ docs: $(VENV)/installed-dev ## write docs/cli.md from the real --help
 clean: ## remove the environment and what tools leave
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis src/*.egg-info
 
-# torch is installed first and by itself: a looser request elsewhere would bring a CUDA build of several gigabytes.
+# torch first and by itself, at the pinned version. Where pip would bring a CUDA build of several gigabytes and a CPU build
+# is wanted, point pip at one (PIP_FIND_LINKS, PIP_INDEX_URL) before calling make.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing (about a minute and a half) ..."

@@ -27,7 +27,7 @@ from spot.evaluate.statistics import compare, score
 from spot.lab.world import FAMILIES, World, story_of
 from spot.pipeline import Pipeline
 from spot.schema import Attempt, Message, Pair, Problem, text_of
-from spot.store import RunDirectory, read_rows
+from spot.store import RunDirectory, read_rows, repair
 from spot.verify.resolve import resolve
 
 DEMO = Path(stages.__file__).parent / "lab" / "demo.yaml"
@@ -73,7 +73,7 @@ def measure(
     world, model = World.load(place.world), stages.open_model(config.student, trained)
     found: dict[str, list[Attempt]] = {}
     for family in FAMILIES:
-        problems = world.problems(family, split, questions, 100 + seed)  # type: ignore[arg-type]
+        problems = world.problems(family, split, questions, 100 + seed)
         path = output / f"{split}-{questions}" / f"{family}.jsonl"
         attempts = stages.ask(problems, model, resolve("lab"), config.evaluate, 100 + seed, path, family, CONSOLE)
         found[family] = attempts
@@ -85,7 +85,9 @@ def measure(
 
 def corrupted(world: World, pairs: list[Pair], problems: dict[str, Problem], share: float) -> list[Pair]:
     """`pairs` with a share of the corrections made wrong: every half-believed rule followed the wrong way."""
-    picked = set(random.Random(0).sample(range(len(pairs)), k=round(share * len(pairs))))
+    # Two wrong rules can cancel out; only stories whose all-wrong answer is wrong can be made wrong.
+    astray = [i for i, pair in enumerate(pairs) if _ends_wrong(world, problems[pair.problem_id])]
+    picked = set(random.Random(0).sample(astray, k=round(share * len(pairs))))
 
     def wrong(pair: Pair) -> Pair:
         story = story_of(problems[pair.problem_id])
@@ -96,6 +98,11 @@ def corrupted(world: World, pairs: list[Pair], problems: dict[str, Problem], sha
         return pair.model_copy(update={"chosen": [Message(role="assistant", content=nearest)]})
 
     return [wrong(pair) if i in picked else pair for i, pair in enumerate(pairs)]
+
+
+def _ends_wrong(world: World, problem: Problem) -> bool:
+    story = story_of(problem)
+    return str(world.work(story, (True,) * len(story.events))[-1].y) != problem.answer
 
 
 def shuffled(pairs: list[Pair]) -> list[Pair]:
@@ -112,6 +119,7 @@ class Study:
     def __init__(self, output: Path) -> None:
         self.file = output / "results.jsonl"
         self.file.parent.mkdir(parents=True, exist_ok=True)
+        repair(self.file)
         self.rows: list[dict[str, Any]] = (
             [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
         )
@@ -127,12 +135,20 @@ class Study:
         change: Callable[[list[Pair], dict[str, Problem]], list[Pair]] | None = None,
     ) -> dict[str, Any]:
         """Train one variant, measure it beside its base, and record the paired differences."""
-        key = {"world": place.world, "seed": seed, "variant": name, "split": split, "questions": questions}
+        config = place.config(seed, *overrides)
+        key = {
+            "world": place.world,
+            "student": stages.fingerprint(Path(stages.student_path(config.student))),
+            "seed": seed,
+            "variant": name,
+            "split": split,
+            "questions": questions,
+            "train": config.train.model_dump(mode="json"),
+        }
         known = next((row for row in self.rows if key.items() <= row.items()), None)
         if known is not None:
             return known
         run, pairs, problems = pairs_of(place, seed)
-        config = place.config(seed, *overrides)
         directory = run.path / "variants" / name
         used = change(pairs, problems) if change else pairs
         student = stages.student_path(config.student)
@@ -148,7 +164,7 @@ class Study:
         )
         before = measure(place, seed, None, split, questions, run.path / "base")
         after = measure(place, seed, directory / "model", split, questions, directory)
-        row = key | {"pairs": len(used), "settings": overrides}
+        row: dict[str, Any] = key | {"pairs": len(used)}
         for task, attempts in after.items():
             found, difference = score(attempts), compare(before[task], attempts)
             row[task] = {
@@ -172,7 +188,7 @@ class Study:
             f"{task} {100 * v['before']:.1f} -> {100 * v['after']:.1f} ({100 * v['difference']:+.1f}, "
             f"{100 * v['low']:+.1f} to {100 * v['high']:+.1f})"
             for task, v in row.items()
-            if isinstance(v, dict)
+            if isinstance(v, dict) and "difference" in v
         ]
         return f"{row['world']} seed {row['seed']} {row['variant']}: " + "; ".join(cells)
 
@@ -180,11 +196,11 @@ class Study:
         """Test-split differences by variant, mean and spread over seeds, as Markdown."""
         tasks = ["in_domain", "in_domain: seen templates", "in_domain: unseen templates", "ood", "instructions"]
         lines = [f"| world | variant | seeds | {' | '.join(tasks)} |", "| --- " * (3 + len(tasks)) + "|"]
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
         for row in self.rows:
             if row["split"] == "test":
-                groups.setdefault((row["world"], row["variant"]), []).append(row)
-        for (world, variant), rows in groups.items():
+                groups.setdefault((row["world"], row["variant"], row["questions"]), []).append(row)
+        for (world, variant, _), rows in groups.items():
             cells: list[str] = []
             for task in tasks:
                 values = [100 * row[task]["difference"] for row in rows]
@@ -208,6 +224,8 @@ def main() -> None:
     parser.add_argument("--sft-rate", default="1e-4", help="the rate that `--part tune --objective sft` found best")
     parser.add_argument("--other-student", help="a student of the world `other`, made by spot lab train --world other")
     options = parser.parse_args()
+    if "other" in options.part and options.other_student is None:
+        parser.error("--part other needs --other-student")
     study, home = Study(options.output), Place(options.output, "default", "lab")
     world = World.load(home.world)
     if "tune" in options.part:

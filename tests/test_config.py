@@ -67,3 +67,17 @@ def test_every_key_is_read_somewhere() -> None:
             read = f"section.{key}" in code or f"{section}.{key}" in code or f"config.{key}" in code
             # The train section is handed over whole; `stages.train` checks that nothing in it stays unread.
             assert read or section == "train" or key in ("temperature", "top_p", "max_new_tokens"), f"{section}.{key}"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rectify.base_url=https://user:hunter2@host/v1",
+        "student.base_url=https://host/v1?key=hunter2",
+        "rectify.api_key_env=sk-hunter2",
+    ],
+)
+def test_secrets_in_a_config_are_refused_and_never_echoed(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UserError, match=override.split("=", maxsplit=1)[0]) as caught:
+        load_config(write(tmp_path, ""), [override])
+    assert "hunter2" not in str(caught.value)

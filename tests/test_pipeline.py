@@ -164,8 +164,8 @@ BAD_INPUT = {
     "bad row": (["run", "c.yaml", "problems.source=bad.jsonl"], "bad.jsonl:2: "),
     "no such model": (["run", "c.yaml", "student.model=./nowhere"], "./nowhere"),
     "unknown verifier": (["run", "c.yaml", "problems.verifier=maths"], "math"),
-    "unknown oracle": (["run", "c.yaml", "rectify.oracle=nobody", "elicit.attempts=wrong.jsonl"], "nobody"),
-    "unset oracle": (["run", "c.yaml", "elicit.attempts=wrong.jsonl"], "rectify.model is not set"),
+    "unknown oracle": (["run", "c.yaml", "rectify.oracle=nobody"], "nobody"),
+    "unset oracle": (["run", "c.yaml", "rectify.oracle=model"], "rectify.model is not set"),
     "no failures": (["run", "c.yaml", "elicit.attempts=right.jsonl"], "no wrong attempts to learn from (1 correct)"),
     "no pair left": (
         ["run", "c.yaml", "elicit.attempts=wrong.jsonl", "rectify.oracle=import", "rectify.path=fix.jsonl",
@@ -175,6 +175,14 @@ BAD_INPUT = {
     "key not set": (
         ["run", "c.yaml", "student.base_url=http://127.0.0.1:9/v1", "student.api_key_env=NO_KEY"], "NO_KEY",
     ),
+    "task twice": (["run", "c.yaml", "evaluate.tasks=[ood, ood.jsonl]"], "two tasks are called 'ood'"),
+    "unknown task": (["run", "c.yaml", "evaluate.tasks=[ifeval]"], "unknown task 'ifeval'"),
+    "unknown objective": (["run", "c.yaml", "train.objective=bco"], "train.objective"),
+    "idle override": (
+        ["filter", "--model", "lab", "--problems", "p.jsonl", "--attempts", "a", "--rectifications", "r",
+         "--output", "o.jsonl", "train.beta=1"],
+        "does not read that setting",
+    ),
     "not a run": (["report", "."], "not a run directory"),
     "other config": (["run", "c.yaml", "run.dir=taken"], "was made by another config"),
 }  # fmt: skip
@@ -183,25 +191,68 @@ BAD_INPUT = {
 @pytest.mark.parametrize("name", BAD_INPUT)
 def test_bad_input_is_one_clear_line_and_exit_code_2(name: str, tmp_path: Path) -> None:
     arguments, message = BAD_INPUT[name]
-    (tmp_path / "c.yaml").write_text("problems: {source: p.jsonl}\nelicit: {max_new_tokens: 8}\n")
+    (tmp_path / "c.yaml").write_text(
+        "problems: {source: p.jsonl}\nelicit: {max_new_tokens: 8}\nrectify: {oracle: scripted}\n"
+    )
     (tmp_path / "p.jsonl").write_text(PROBLEM)
     (tmp_path / "bad.jsonl").write_text(PROBLEM + "{\n")
     (tmp_path / "wrong.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n')
     (tmp_path / "right.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{2}"}\n')
     (tmp_path / "fix.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{2}"}\n')
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "config.yaml").write_text("run: {}\n")
+    (tmp_path / "taken" / "config.yaml").write_text("run: {seed: 7}\n")
+    (tmp_path / "taken" / "manifest.json").write_text('{"stages": {}}\n')
+    (tmp_path / "ood.jsonl").write_text(PROBLEM)
     done = spot(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
 
 
-def test_an_endpoint_that_refuses_is_exit_code_1(tmp_path: Path) -> None:
+def test_mistakes_in_later_stages_show_before_anything_is_asked(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(PROBLEM)
-    (tmp_path / "c.yaml").write_text("problems: {source: p.jsonl}\nstudent: {base_url: 'http://127.0.0.1:9/v1'}\n")
+    (tmp_path / "c.yaml").write_text("run: {dir: run}\nproblems: {source: p.jsonl}\nrectify: {oracle: nobody}\n")
     done = spot("run", "c.yaml", cwd=tmp_path)
-    assert done.returncode == 1 and "127.0.0.1:9" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "nobody" in done.stderr
+    assert not (tmp_path / "run/attempts.jsonl").exists()
+
+
+def test_an_interrupt_is_exit_code_3_and_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command("demo", "run.dir=run", *SMALL),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while lines(run / "attempts.jsonl") < 16 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 3
+    assert errors.endswith("stopped: interrupted; what was done is kept, the same command goes on from there\n")
+
+
+def test_another_oracle_on_the_same_output_is_refused(whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "r.jsonl"
+    output.write_bytes((whole / "rectifications.jsonl").read_bytes())
+    (tmp_path / "fix.jsonl").write_text('{"problem_id": "a", "response": "x"}\n')
+    files = ["--problems", str(whole / "problems.jsonl"), "--attempts", str(whole / "attempts.jsonl")]
+    done = spot(
+        "rectify", *files, "--output", "r.jsonl", "rectify.oracle=import", "rectify.path=fix.jsonl", cwd=tmp_path
+    )
+    assert done.returncode == 2 and "by the Oracle 'scripted'" in done.stderr
+    assert output.read_bytes() == (whole / "rectifications.jsonl").read_bytes()
+
+
+def test_an_endpoint_that_refuses_is_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(PROBLEM)
+    (tmp_path / "c.yaml").write_text(
+        "problems: {source: p.jsonl}\nstudent: {base_url: 'http://127.0.0.1:9/v1'}\nrectify: {oracle: scripted}\n"
+    )
+    done = spot("run", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 2 and "127.0.0.1:9" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_bad_rows_can_be_skipped_and_are_recorded(tmp_path: Path) -> None:
@@ -210,7 +261,7 @@ def test_bad_rows_can_be_skipped_and_are_recorded(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
         "run: {dir: run, on_bad_row: skip, stages: [elicit]}\n"
         "problems: {source: p.jsonl}\n"
-        "elicit: {attempts: wrong.jsonl}\n"
+        "elicit: {attempts: wrong.jsonl}\nrectify: {oracle: scripted}\n"
     )
     done = spot("run", "c.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -8,9 +8,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spot.errors import RunFailed, UserError
+from spot.errors import UserError
 from spot.schema import Dropped, Problem
-from spot.store import MAX_LINE_BYTES, Appender, RunDirectory, read_rows, repair, write_atomic, write_rows
+from spot.store import (
+    MAX_LINE_BYTES,
+    Appender,
+    RunDirectory,
+    read_dropped,
+    read_rows,
+    repair,
+    write_atomic,
+    write_rows,
+)
 
 GOOD = '{"id": "a", "prompt": "q", "answer": "1"}\n'
 
@@ -91,7 +100,7 @@ def test_atomic_write_leaves_the_old_file_when_it_cannot_finish(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunFailed, match="No space left on device.*run the same command again"):
+    with pytest.raises(UserError, match="No space left on device.*run the same command again"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
 
@@ -100,15 +109,19 @@ def test_another_config_is_refused_and_overwrite_starts_over(tmp_path: Path) -> 
     run = tmp_path / "run"
     RunDirectory.open(run, "a: 1\nb: 2\n")
     assert RunDirectory.open(run, "a: 1\nb: 2\n").path == run
-    with pytest.raises(UserError, match=r"another config \(b: 2 there, b: 3 here\).*--overwrite"):
+    with pytest.raises(UserError, match=r"another config \(b: 2 there, 3 here\).*--overwrite"):
         RunDirectory.open(run, "a: 1\nb: 3\n")
     (run / "attempts.jsonl").write_text("x")
+    (run / "model").mkdir()
+    (run / "my-notes.txt").write_text("mine")
     RunDirectory.open(run, "a: 1\nb: 3\n", overwrite=True)
-    assert not (run / "attempts.jsonl").exists()
+    assert not (run / "attempts.jsonl").exists() and not (run / "model").exists()
+    assert (run / "my-notes.txt").read_text() == "mine"
 
 
 def test_a_directory_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
+    (tmp_path / "config.yaml").write_text("the user's own: 1\n")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="not empty and not a run"):
             RunDirectory.open(tmp_path, "a: 1\n", overwrite)
@@ -134,3 +147,36 @@ def test_manifest_records_finished_stages(tmp_path: Path) -> None:
 def test_long_lines_up_to_the_limit_are_read(tmp_path: Path) -> None:
     long = GOOD.replace('"q"', f'"{"x" * (MAX_LINE_BYTES - 100)}"')
     assert len(read_rows(problems(tmp_path, long), Problem)) == 1
+
+
+def test_keys_that_do_not_decide_rows_may_differ(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    RunDirectory.open(run, "run: {dir: a, seed: 1}\nreport: {notes: []}\n")
+    ignoring = frozenset({"run.dir", "report"})
+    RunDirectory.open(run, "run: {dir: b, seed: 1}\nreport: {notes: [x]}\n", ignoring=ignoring)
+    assert "dir: b" in (run / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"run.seed: 1 there, 2 here"):
+        RunDirectory.open(run, "run: {dir: b, seed: 2}\n", ignoring=ignoring)
+
+
+def test_a_kill_right_at_the_start_leaves_a_directory_that_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json.tmp").write_text("{")
+    (tmp_path / ".lock").write_text("")
+    assert RunDirectory.open(tmp_path, "a: 1\n").path == tmp_path
+
+
+def test_parquet_keeps_any_meta_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    metas: list[dict[str, object]] = [{}, {"events": [["add", 3], ["double", 0]]}, {"n": 1, "deep": {"a": [None, "b"]}}]
+    rows = [Problem(id=str(i), prompt="q", answer="1", meta=meta) for i, meta in enumerate(metas)]
+    write_rows(tmp_path / "r.parquet", rows)
+    assert read_rows(tmp_path / "r.parquet", Problem) == rows
+    (tmp_path / "bad.parquet").write_bytes(b"not parquet at all")
+    with pytest.raises(UserError, match=r"bad.parquet: not a Parquet file"):
+        read_rows(tmp_path / "bad.parquet", Problem)
+
+
+def test_dropped_rows_may_hold_any_text(tmp_path: Path) -> None:
+    rows = [Dropped(stage="read", id="a\u2028b\x85c", reason="bad_row")]
+    write_rows(tmp_path / "d.jsonl", rows)
+    assert read_dropped(tmp_path / "d.jsonl") == rows

@@ -1,5 +1,6 @@
 """The `spot` command: parse, build, call. Heavy imports happen inside the commands, so that `spot --help` is quick."""
 
+import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ app.add_typer(lab, name="lab")
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the config's.")
 ]
+OnBadRow = Annotated[
+    str | None,
+    typer.Option("--on-bad-row", metavar="error|skip", help="Stop at a bad row, or record it in dropped.jsonl."),
+]
 Output = Annotated[Path, typer.Option(help="The file to write (JSONL, or Parquet by extension where it is whole).")]
 ProblemsFile = Annotated[Path, typer.Option(help="Problems: rows of id, prompt, answer.")]
 AttemptsFile = Annotated[Path, typer.Option(help="Attempts, as spot elicit writes them.")]
@@ -33,8 +38,13 @@ Model = Annotated[str, typer.Option("--model", help="A model directory, a hub na
 
 def main() -> None:
     """Run the command line; every error that is the user's to mend is one line and an exit code."""
+    signal.signal(signal.SIGINT, _interrupted)
     with plain_errors():
         app()
+
+
+def _interrupted(_: int, __: Any) -> None:
+    raise StoppedEarly("interrupted; what was done is kept, the same command goes on from there")
 
 
 @contextmanager
@@ -48,8 +58,6 @@ def plain_errors() -> Generator[None]:
         _leave("failed", str(error), 1)
     except StoppedEarly as error:
         _leave("stopped", str(error), 3)
-    except (KeyboardInterrupt, typer.Abort):
-        _leave("stopped", "interrupted; what was done is kept, the same command goes on from there", 3)
 
 
 def _leave(kind: str, message: str, code: int) -> None:
@@ -67,18 +75,20 @@ def _console() -> Any:
 def run_command(
     config: Annotated[Path, typer.Argument(help="The run's YAML config.")],
     overrides: Overrides = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete the run directory first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete the run's files first.")] = False,
+    on_bad_row: OnBadRow = None,
 ) -> None:
     """Run elicit, rectify, filter, train, evaluate and report; a stopped run goes on where it was."""
     from spot.config import load_config
 
-    _run(load_config(config, overrides or []), overwrite, ["spot", "run", str(config), *(overrides or [])])
+    overrides = [*(overrides or []), *([f"run.on_bad_row={on_bad_row}"] if on_bad_row else [])]
+    _run(load_config(config, overrides), overwrite, ["spot", "run", str(config), *overrides])
 
 
 @app.command("demo", epilog="Example: spot demo run.seed=1 run.dir=runs/demo-1")
 def demo_command(
     overrides: Overrides = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete the run directory first.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete the run's files first.")] = False,
 ) -> None:
     """The whole loop on the bundled student, in about two minutes on a laptop."""
     from spot.config import load_config
@@ -110,11 +120,13 @@ def _show(run_dir: Path, console: Any) -> None:
 def elicit_command(model: Model, problems: ProblemsFile, output: Output, overrides: Overrides = None) -> None:
     """Ask the student every problem and verify its answers."""
     from spot import stages
-    from spot.config import parse_config
     from spot.schema import Problem
     from spot.store import read_rows
 
-    config = _overridden({"student": {"model": model}, "problems": {"source": str(problems)}}, overrides, parse_config)
+    raw = {"student": {"model": model}, "problems": {"source": str(problems)}}
+    config = _overridden(
+        raw, overrides, ("student", "problems.verifier", "problems.answer_pattern", "elicit", "run.seed")
+    )
     attempts = stages.elicit(
         read_rows(problems, Problem),
         config.student,
@@ -138,11 +150,11 @@ def rectify_command(
 ) -> None:
     """Have an Oracle correct the wrong attempts; what does not verify is kept with its reason."""
     from spot import stages
-    from spot.config import parse_config
     from spot.schema import Attempt, Problem
     from spot.store import read_rows
 
-    config = _overridden({"problems": {"source": str(problems)}}, overrides, parse_config)
+    keys = ("rectify", "problems.verifier", "problems.answer_pattern", "problems.world", "run.seed")
+    config = _overridden({"problems": {"source": str(problems)}}, overrides, keys)
     replies = output.with_suffix(".replies.jsonl")
     rows = stages.rectify(
         read_rows(problems, Problem),
@@ -167,11 +179,10 @@ def filter_command(
 ) -> None:
     """Keep the corrections that change little and write them as TRL preference pairs."""
     from spot import stages
-    from spot.config import parse_config
     from spot.schema import Attempt, Problem, Rectification
     from spot.store import read_rows, write_rows
 
-    config = _overridden({"student": {"model": model}}, overrides, parse_config)
+    config = _overridden({"student": {"model": model}}, overrides, ("filter",))
     filtered = stages.make_pairs(
         read_rows(problems, Problem),
         read_rows(attempts, Attempt),
@@ -205,13 +216,12 @@ def eval_command(
 ) -> None:
     """Answer tasks with a model and print mean and standard error over questions."""
     from spot import stages
-    from spot.config import parse_config
     from spot.evaluate.statistics import score
     from spot.schema import Attempt
     from spot.store import read_rows
 
     raw = {"student": {"model": model}, "evaluate": {"tasks": tasks.split(",")}}
-    config = _overridden(raw, overrides, parse_config)
+    config = _overridden(raw, overrides, ("student", "evaluate", "problems"))
     console = _console()
     questions = stages.evaluation_problems(config.evaluate, config.problems, "error", [])
     stages.evaluate(questions, stages.open_model(config.student), config.evaluate, output, "eval", console)
@@ -295,9 +305,13 @@ def lab_problems_command(
     _console().print(f"{output}: {count} problems", highlight=False)
 
 
-def _overridden(raw: dict[str, Any], overrides: list[str] | None, parse: Any) -> Any:
-    from spot.config import apply_override
+def _overridden(raw: dict[str, Any], overrides: list[str] | None, keys: tuple[str, ...]) -> Any:
+    """The config of a single command: `raw` with overrides, which must be of `keys` (a section or `section.key`)."""
+    from spot.config import apply_override, parse_config
 
     for override in overrides or []:
+        key = override.partition("=")[0]
+        if key not in keys and key.partition(".")[0] not in keys:
+            raise UserError(f"{override}: this command does not read that setting; it reads {', '.join(keys)}")
         apply_override(raw, override)
-    return parse(raw, "command line")
+    return parse_config(raw, "command line")

@@ -4,19 +4,45 @@ A config is a YAML file; `section.key=value` on the command line overrides it. T
 run and decides whether a run directory can be resumed.
 """
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from spot.errors import UserError
 from spot.schema import Sampling
 
 Stage = Literal["elicit", "rectify", "filter", "train", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = ("elicit", "rectify", "filter", "train", "evaluate", "report")
+
+
+# What may differ between two goes of one run: where it is, what it does next, how it is shown, how fast it asks.
+NOT_IDENTITY = frozenset(
+    {"run.dir", "run.name", "run.stages", "report", "student.concurrency", "rectify.concurrency", "student.device"}
+)
+
+
+def _url_without_secrets(url: str | None) -> str | None:
+    if url is not None and (urlsplit(url).username or urlsplit(url).query):
+        raise ValueError("keep user names, passwords and keys out of the URL; name the key's variable in api_key_env")
+    return url
+
+
+def _variable_name(name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError("name the environment variable that holds the key, not the key itself")
+    return name
+
+
+# Checked here, before the config is saved or shown anywhere; what they hold is never echoed.
+Url = Annotated[str | None, AfterValidator(_url_without_secrets)]
+KeyVariable = Annotated[str | None, AfterValidator(_variable_name)]
+SECRETIVE = ("base_url", "api_key_env")
 
 
 class Section(BaseModel):
@@ -39,7 +65,8 @@ class StudentSection(Section):
     """The model to improve. `model` is a directory, a hub name or `lab` (the bundled student).
 
     With `base_url` its answers come from an OpenAI-compatible server, where it is called `served_as`; the weights
-    that are trained are still `model`.
+    that are trained are still `model`. A server decides by itself whether its model thinks: `extra_body` is merged into
+    every request, for example `{chat_template_kwargs: {enable_thinking: false}}`.
     """
 
     model: str = "lab"
@@ -47,10 +74,11 @@ class StudentSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: int = Field(default=256, ge=1)
     enable_thinking: bool = False
-    base_url: str | None = None
+    base_url: Url = None
     served_as: str | None = None
-    api_key_env: str | None = None
+    api_key_env: KeyVariable = None
     concurrency: int = Field(default=16, ge=1)
+    extra_body: dict[str, Any] = {}
 
 
 class ProblemsSection(Section):
@@ -87,8 +115,8 @@ class RectifySection(Section):
 
     oracle: str = "model"
     model: str | None = None
-    base_url: str | None = None
-    api_key_env: str | None = None
+    base_url: Url = None
+    api_key_env: KeyVariable = None
     path: Path | None = None
     with_answer: bool = True
     prompt: str | None = None
@@ -96,6 +124,7 @@ class RectifySection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=32768, ge=1)
     concurrency: int = Field(default=16, ge=1)
+    extra_body: dict[str, Any] = {}
 
 
 class FilterSection(Section):
@@ -108,7 +137,7 @@ class FilterSection(Section):
 class TrainSection(Section):
     """Training, with the paper's values as defaults (method.md, Training facts)."""
 
-    objective: str = "spot_bco"
+    objective: Literal["spot_bco", "spot_bce", "dpo", "reward_sft", "sft"] = "spot_bco"
     beta: float = Field(default=0.1, gt=0)
     reward_shift: Literal["ema", "cumulative", "none"] = "ema"
     shift_decay: float = Field(default=0.9, ge=0, lt=1)
@@ -123,7 +152,7 @@ class TrainSection(Section):
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
-    lr_scheduler_type: str = "cosine"
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     save_steps: float = Field(default=0.25, gt=0)
@@ -207,6 +236,8 @@ def parse_config(raw: dict[str, Any], origin: str) -> RunConfig:
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
+    if first["loc"] and first["loc"][-1] in SECRETIVE:
+        return f"{place}: {first['msg'].removeprefix('Value error, ')}"
     if first["type"] != "extra_forbidden":
         return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
     parent: Any = RunConfig

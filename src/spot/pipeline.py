@@ -1,5 +1,6 @@
 """A run: the stages in their order, each once, in one directory; a killed run goes on where it was."""
 
+import gc
 import json
 import platform
 import resource
@@ -8,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from spot import __version__, stages
-from spot.config import RunConfig, Stage
+from spot.config import NOT_IDENTITY, RunConfig, Stage
 from spot.errors import UserError
 from spot.schema import Attempt, Dropped, Pair, Problem, Rectification
 from spot.store import RunDirectory, read_dropped, read_rows, write_atomic, write_rows
@@ -27,9 +29,10 @@ def run(config: RunConfig, console: Console, overwrite: bool = False, command: s
 
     `command` is how the user started this run; the report prints it under "how to reproduce".
     """
-    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite)
+    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY)
     with directory:
         pipeline = Pipeline(config, directory, console, command)
+        pipeline.check()
         pipeline.describe()
         for stage in config.run.stages:
             pipeline.stage(stage)
@@ -44,6 +47,25 @@ class Pipeline:
         self.run = directory
         self.console = console
         self.command = command
+
+    def check(self) -> None:
+        """Open what the stages to come will need, so that a mistake shows before anything is asked or paid for."""
+        config = self.config
+        ahead = [stage for stage in config.run.stages if not self.run.is_complete(stage)]
+        if "train" in ahead and config.student.enable_thinking:
+            raise UserError("student.enable_thinking: training on thinking answers is not supported; set it to false")
+        stages.open_verifier(config.problems)
+        if "rectify" in ahead:
+            self._oracle([])
+        if "evaluate" in ahead:
+            stages.evaluation_problems(config.evaluate, config.problems, config.run.on_bad_row, [])
+
+    def _oracle(self, dropped: list[Dropped]) -> Any:
+        config = self.config
+        raw_path = self.run / "oracle_replies.jsonl"
+        return stages.open_oracle(
+            config.rectify, config.run.seed, config.problems.world, raw_path, config.run.on_bad_row, dropped
+        )
 
     def describe(self) -> None:
         """Record versions and the commit that this run was made with."""
@@ -81,21 +103,31 @@ class Pipeline:
             rows = stages.load_problems(config.problems, config.run.seed, config.run.on_bad_row, bad_rows)
             if not rows:
                 raise UserError(f"{config.problems.source}: no problems")
+            self._drop("read", bad_rows)  # first: once the problems are there, this is not read again
             write_rows(path, rows)
-            self._drop("read", bad_rows)
         return read_rows(path, Problem)
 
     def elicit(self) -> str:
         """Ask the student."""
         config = self.config
         verifier = stages.open_verifier(config.problems)
+        bad_rows: list[Dropped] = []
         attempts = stages.elicit(
-            self.problems(), config.student, config.elicit, verifier, config.run.seed, self.attempts_path, self.console
+            self.problems(),
+            config.student,
+            config.elicit,
+            verifier,
+            config.run.seed,
+            self.run / "attempts.jsonl",
+            self.console,
+            config.run.on_bad_row,
+            bad_rows,
         )
         useless = [attempt for attempt in attempts if attempt.outcome in ("truncated", "unscored")]
         self._drop(
             "elicit",
-            [Dropped(stage="elicit", id=row.id, reason=row.outcome, detail=row.verdict.reason) for row in useless],
+            bad_rows
+            + [Dropped(stage="elicit", id=row.id, reason=row.outcome, detail=row.verdict.reason) for row in useless],
         )
         wrong = sum(attempt.outcome == "wrong" for attempt in attempts)
         return f"{len(attempts):,} answers, {wrong:,} wrong"
@@ -103,9 +135,8 @@ class Pipeline:
     def rectify(self) -> str:
         """Ask the Oracle."""
         config = self.config
-        oracle = stages.open_oracle(
-            config.rectify, config.run.seed, config.problems.world, self.run / "oracle_replies.jsonl"
-        )
+        bad_rows: list[Dropped] = []
+        oracle = self._oracle(bad_rows)
         rows = stages.rectify(
             self.problems(),
             self._attempts(),
@@ -115,7 +146,8 @@ class Pipeline:
             self.console,
         )
         self._drop(
-            "rectify", [Dropped(stage="rectify", id=row.id, reason=row.reason) for row in rows if not row.accepted]
+            "rectify",
+            bad_rows + [Dropped(stage="rectify", id=row.id, reason=row.reason) for row in rows if not row.accepted],
         )
         return f"{sum(row.accepted for row in rows):,} of {len(rows):,} corrections verified"
 
@@ -144,6 +176,7 @@ class Pipeline:
             self.console,
         )
         self._drop("train", result.dropped)
+        gc.collect()  # the trainer and its callbacks hold each other, with weights and optimizer state
         return f"{result.steps:,} steps of {self.config.train.objective}"
 
     def evaluate(self) -> str:
@@ -151,8 +184,12 @@ class Pipeline:
         config = self.config
         bad_rows: list[Dropped] = []
         tasks = stages.evaluation_problems(config.evaluate, config.problems, config.run.on_bad_row, bad_rows)
-        for task, (questions, _) in tasks.items():
-            write_rows(self.run / "eval" / "problems" / f"{task}.jsonl", questions)
+        for task, (questions, verifier) in tasks.items():
+            # Kept from the first go on, like the run's problems: what was asked must not change under its answers.
+            path = self.run / "eval" / "problems" / f"{task}.jsonl"
+            if not path.exists():
+                write_rows(path, questions)
+            tasks[task] = (read_rows(path, Problem), verifier)
         if not tasks:
             return "no tasks, nothing measured"
         trained = self._needs("model", "train")
@@ -160,7 +197,9 @@ class Pipeline:
             # Both in process, so that nothing but the weights differs.
             model = stages.open_model(config.student.model_copy(update={"base_url": None}), weights)
             stages.evaluate(tasks, model, config.evaluate, self.run / "eval" / side, side, self.console)
-        self._drop("evaluate", [row.model_copy(update={"stage": "evaluate"}) for row in bad_rows])
+            del model
+            gc.collect()  # one model at a time in memory
+        self._drop("evaluate", bad_rows)
         return f"{sum(len(questions) for questions, _ in tasks.values()):,} questions, before and after"
 
     def report(self) -> str:
@@ -172,11 +211,6 @@ class Pipeline:
         write_atomic(self.run / "summary.json", summary.model_dump_json(indent=2) + "\n")
         path = build_report(self.run.path, self.run.manifest.get("command", self.command))
         return f"{path.parent.name}/{path.name}"
-
-    @property
-    def attempts_path(self) -> Path:
-        """Where the student's attempts are."""
-        return self.run / "attempts.jsonl"
 
     def _attempts(self) -> list[Attempt]:
         return read_rows(self._needs("attempts.jsonl", "elicit"), Attempt)
@@ -190,7 +224,8 @@ class Pipeline:
     def _drop(self, stage: str, rows: list[Dropped]) -> None:
         """Record what a stage dropped, in place of what an earlier go of it recorded."""
         path = self.run / "dropped.jsonl"
-        write_rows(path, [*(row for row in read_dropped(path) if row.stage != stage), *rows])
+        others = [row for row in read_dropped(path) if row.stage != stage]
+        write_rows(path, others + [row.model_copy(update={"stage": stage}) for row in rows])
 
 
 def versions() -> dict[str, str]:
@@ -208,9 +243,13 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the code that runs, where it runs from a git checkout."""
+    source = Path(__file__).resolve()
+    # A package installed inside somebody else's checkout must not be taken for that.
+    if not (source.parents[2] / ".git").exists():
+        return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            ["git", "-C", str(source.parent), "rev-parse", "HEAD"],
             capture_output=True,
             text=True,
             timeout=5,

@@ -5,6 +5,7 @@ directory (`pipeline`) and a single command (`cli`). Each can be killed at any m
 """
 
 import asyncio
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -26,7 +27,7 @@ from spot.config import (
 from spot.errors import UserError
 from spot.progress import bar
 from spot.schema import Attempt, Counts, Dropped, FinishReason, Pair, Problem, Rectification, Row, Sampling
-from spot.store import Appender, OnBadRow, read_rows, repair
+from spot.store import Appender, OnBadRow, read_rows, repair, write_rows
 from spot.verify.base import Verifier
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from spot.train.run import TrainResult
 
 Needed = TypeVar("Needed")
+
+# Reasons of rectifications that are no judgement of the Oracle's: the request failed.
+NOT_ANSWERED = ("no_reply", "no_correction")
 
 LAB_FAMILIES = ("in_domain", "ood", "instructions")
 
@@ -62,23 +66,43 @@ def student_path(section: StudentSection) -> str:
 def open_model(section: StudentSection, trained: Path | None = None) -> "Model":
     """The student, behind its endpoint or in process; or in process what it became by training.
 
-    Rows call the student by `student.model` and the other `trained`, so that they do not depend on where a run lies.
+    Rows call the student by `student.model` and the other `trained`, with a fingerprint of the files.
     """
     if section.base_url is not None and trained is None:
         from spot.models.endpoint import EndpointModel
 
         name = section.served_as or section.model
-        return EndpointModel(name, section.base_url, section.api_key_env, section.concurrency)
+        return EndpointModel(
+            name, section.base_url, section.api_key_env, section.concurrency, extra_body=section.extra_body
+        )
     from spot.models.local import LocalModel
 
+    path = student_path(section) if trained is None else str(trained)
+    label = section.model if trained is None else "trained"
     return LocalModel(
-        student_path(section) if trained is None else str(trained),
+        path,
         batch_size=section.batch_size,
         device=section.device,
         dtype=section.dtype,
         enable_thinking=section.enable_thinking,
-        name=section.model if trained is None else "trained",
+        name=f"{label}@{fingerprint(Path(path))}" if Path(path).is_dir() else label,
     )
+
+
+def fingerprint(model_dir: Path) -> str:
+    """Eight hex digits that tell a model's files apart, so that answers of other weights are never taken for these.
+
+    Large files count by their size, first and last MiB: enough to tell trainings apart, cheap on any model.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(model_dir.glob("*.safetensors")) + sorted(model_dir.glob("*.json*")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(2**20))
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read())
+    return digest.hexdigest()[:8]
 
 
 def load_problems(section: ProblemsSection, seed: int, on_bad_row: OnBadRow, dropped: list[Dropped]) -> list[Problem]:
@@ -136,19 +160,31 @@ def elicit(
     seed: int,
     output: Path,
     console: Console,
+    on_bad_row: OnBadRow = "error",
+    dropped: list[Dropped] | None = None,
 ) -> list[Attempt]:
-    """The student's attempts at `problems`, asked for or imported."""
+    """The student's attempts at `problems`, asked for or imported; bad rows of an import go to `dropped` if skipped."""
     if section.attempts is not None:
-        return _import_attempts(section.attempts, problems, verifier, output)
+        return _import_attempts(section.attempts, problems, verifier, output, on_bad_row, dropped)
     return ask(problems, open_model(student), verifier, section, seed, output, "elicit", console)
 
 
-def _import_attempts(path: Path, problems: Sequence[Problem], verifier: Verifier, output: Path) -> list[Attempt]:
+def _import_attempts(
+    path: Path,
+    problems: Sequence[Problem],
+    verifier: Verifier,
+    output: Path,
+    on_bad_row: OnBadRow,
+    dropped: list[Dropped] | None,
+) -> list[Attempt]:
     problem_of = {problem.id: problem for problem in problems}
     attempts: dict[str, Attempt] = {}
-    for row in read_rows(path, Answer):
+    for row in read_rows(path, Answer, on_bad_row, dropped):
         attempt_id = f"{row.problem_id}#{row.sample}"
         if row.problem_id not in problem_of:
+            if on_bad_row == "skip" and dropped is not None:
+                dropped.append(Dropped(stage="elicit", id=attempt_id, reason="unknown_problem"))
+                continue
             raise UserError(f"{path}: an answer to the unknown problem {row.problem_id!r}; add it to problems.source")
         if attempt_id in attempts:
             raise UserError(f"{path}: two answers for {attempt_id!r}; number the samples of a problem")
@@ -161,14 +197,19 @@ def _import_attempts(path: Path, problems: Sequence[Problem], verifier: Verifier
             verdict=verifier(row.response, problem_of[row.problem_id]),
             model=row.model,
         )
-    from spot.store import write_rows
-
     write_rows(output, list(attempts.values()))
     return list(attempts.values())
 
 
-def open_oracle(section: RectifySection, seed: int, world: str, raw_path: Path | None) -> "Oracle":
-    """The Oracle that a config names."""
+def open_oracle(
+    section: RectifySection,
+    seed: int,
+    world: str,
+    raw_path: Path | None,
+    on_bad_row: OnBadRow = "error",
+    dropped: list[Dropped] | None = None,
+) -> "Oracle":
+    """The Oracle that a config names; bad rows of a file of corrections go to `dropped` if skipped."""
     if section.oracle == "scripted":
         from spot.lab.oracle import ScriptedOracle
         from spot.lab.world import World
@@ -177,14 +218,15 @@ def open_oracle(section: RectifySection, seed: int, world: str, raw_path: Path |
     if section.oracle == "import":
         from spot.rectify.imported import ImportedOracle
 
-        return ImportedOracle(_needed(section.path, "rectify.path", "the file of corrections"))
+        path = _needed(section.path, "rectify.path", "the file of corrections")
+        return ImportedOracle(path, on_bad_row=on_bad_row, dropped=dropped)
     if section.oracle == "model":
         from spot.models.endpoint import EndpointModel
         from spot.rectify.model_oracle import ModelOracle
 
         name = _needed(section.model, "rectify.model", "the Oracle's name at its endpoint")
         base_url = _needed(section.base_url, "rectify.base_url", "for example https://host/v1")
-        model = EndpointModel(name, base_url, section.api_key_env, section.concurrency)
+        model = EndpointModel(name, base_url, section.api_key_env, section.concurrency, extra_body=section.extra_body)
         sampling = Sampling(
             temperature=section.temperature, top_p=section.top_p, max_new_tokens=section.max_new_tokens, seed=seed
         )
@@ -227,8 +269,7 @@ def rectify(
         counts = Counter(attempt.outcome for attempt in attempts)
         found = ", ".join(f"{n} {what}" for what, n in counts.items()) or "no attempts"
         raise UserError(f"no wrong attempts to learn from ({found}); ask more or harder problems")
-    repair(output)
-    rows = read_rows(output, Rectification) if output.exists() else []
+    rows = _stored_rectifications(output, {failure.attempt.id for failure in failures}, oracle)
     done = {row.attempt_id for row in rows}
     tally = Counter("accepted" if row.accepted else row.reason for row in rows)
     with bar(console, "rectify") as progress, Appender(output) as appender:
@@ -243,6 +284,24 @@ def rectify(
     return sorted(rows, key=lambda row: (order[row.attempt_id], row.candidate))
 
 
+def _stored_rectifications(output: Path, attempt_ids: set[str], oracle: "Oracle") -> list[Rectification]:
+    """What `output` holds already. Failures that got no reply are taken out of it: they are asked again."""
+    if output.suffix == ".parquet":
+        raise UserError(f"{output}: corrections are appended as they come, which Parquet cannot do; name a .jsonl file")
+    if not output.exists():
+        return []
+    repair(output)
+    rows = read_rows(output, Rectification)
+    for row in rows:
+        if row.attempt_id not in attempt_ids or row.oracle != oracle.name:
+            what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r}, which is not asked for here"
+            raise UserError(f"{output}: row {row.id!r} {what}; name another file, or delete this one to start over")
+    answered = [row for row in rows if row.reason not in NOT_ANSWERED]
+    if len(answered) < len(rows):
+        write_rows(output, answered)
+    return answered
+
+
 def make_pairs(
     problems: Sequence[Problem],
     attempts: Sequence[Attempt],
@@ -251,6 +310,10 @@ def make_pairs(
     section: FilterSection,
 ) -> "Filtered":
     """Pairs within gamma, by the student's tokenizer. Raises `UserError` where none is left."""
+    known = {problem.id for problem in problems} | {attempt.id for attempt in attempts}
+    for row in rectifications:
+        if row.problem_id not in known or row.attempt_id not in known:
+            raise UserError(f"rectification {row.id!r}: its problem or attempt is not in the files given with it")
     from spot.pairs.filter import make_pairs as run_filter
     from spot.pairs.tokens import load_encoder
 
@@ -307,6 +370,9 @@ def evaluation_problems(
     from spot.verify.resolve import resolve
 
     tasks: dict[str, tuple[list[Problem], Verifier]] = {}
+    names = Counter(Path(task).stem for task in section.tasks)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"two tasks are called {twice[0]!r}; a task is named by its file, rename one")
     for task in section.tasks:
         if task in LAB_FAMILIES:
             from spot.lab.world import World
@@ -315,6 +381,8 @@ def evaluation_problems(
             tasks[task] = (questions, resolve("lab"))
         elif Path(task).suffix in {".jsonl", ".parquet"}:
             rows = read_rows(Path(task), Problem, on_bad_row, dropped)[: section.questions]
+            if not rows:
+                raise UserError(f"{task}: no problems")
             tasks[Path(task).stem] = (rows, open_verifier(problems))
         else:
             raise UserError(

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
+import yaml
 from pydantic import ValidationError
 
-from spot.errors import RunFailed, UserError
+from spot.errors import UserError
 from spot.schema import Dropped, Row
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -27,13 +28,14 @@ OnBadRow = Literal["error", "skip"]
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write `data` so that `path` holds either its old content or all of the new, also after a kill."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     raw = data.encode() if isinstance(data, str) else data
-    with disk_errors(path), temporary.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
 
 
@@ -48,7 +50,7 @@ class disk_errors:  # noqa: N801 (reads as a statement: `with disk_errors(path):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            raise RunFailed(
+            raise UserError(
                 f"{self.path}: cannot write ({error.strerror}); free some room and run the same command again, "
                 "it goes on from what was committed"
             ) from error
@@ -58,9 +60,9 @@ class Appender:
     """Appends rows to a JSONL file, each group with one write and one fsync. Repairs a torn last line on opening."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             repair(path)
             self._file: IO[bytes] = path.open("ab")
 
@@ -155,10 +157,17 @@ def _jsonl_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
 
 def _parquet_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
+        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"{path}: reading Parquet needs pyarrow; install it with: pip install pyarrow") from None
-    for number, row in enumerate(parquet.read_table(path).to_pylist(), start=1):
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row.get("meta"), str):
+            row["meta"] = json.loads(row["meta"])
         yield number, json.dumps({key: value for key, value in row.items() if value is not None}).encode()
 
 
@@ -200,7 +209,10 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     except ImportError:
         raise UserError(f"{path}: writing Parquet needs pyarrow; install it with: pip install pyarrow") from None
     sink = pyarrow.BufferOutputStream()
-    parquet.write_table(pyarrow.Table.from_pylist([row.model_dump(mode="json") for row in rows]), sink)
+    # `meta` is any JSON, which has no column type: it is kept as text.
+    dumps = [row.model_dump(mode="json") for row in rows]
+    dumps = [dump | {"meta": json.dumps(dump["meta"])} if "meta" in dump else dump for dump in dumps]
+    parquet.write_table(pyarrow.Table.from_pylist(dumps), sink)
     write_atomic(path, sink.getvalue().to_pybytes())
 
 
@@ -208,7 +220,15 @@ def read_dropped(path: Path) -> list[Dropped]:
     """The rows of a `dropped.jsonl`. One id may stand there several times: a row can be dropped at several stages."""
     if not path.exists():
         return []
-    return [Dropped.model_validate_json(line) for line in path.read_text("utf-8").splitlines()]
+    return [Dropped.model_validate_json(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
+# What a run writes into its directory; `--overwrite` deletes these and nothing else.
+RUN_FILES = (
+    *("problems.jsonl", "attempts.jsonl", "oracle_replies.jsonl", "rectifications.jsonl", "pairs.jsonl"),
+    *("dropped.jsonl", "change_ratios.json", "metrics.jsonl", "summary.json", "report.html", "figures", "checkpoints"),
+    *("model", "eval", "config.yaml", "manifest.json"),
+)
 
 
 class RunDirectory:
@@ -219,30 +239,47 @@ class RunDirectory:
         self._lock: IO[str] | None = None
 
     @classmethod
-    def open(cls, path: Path, config_text: str, overwrite: bool = False) -> "RunDirectory":
+    def open(
+        cls, path: Path, config_text: str, overwrite: bool = False, ignoring: frozenset[str] = frozenset()
+    ) -> "RunDirectory":
         """Make a new run directory, or resume the one at `path` if it was made by the same config.
 
-        `config_text` is the resolved configuration as YAML. Raises `UserError` where `path` holds a run of another
-        config, or something that is not a run at all.
+        `config_text` is the resolved configuration as YAML; keys in `ignoring` (`section.key`, or a whole section) may
+        differ. `overwrite` empties a run directory first, and nothing else. Raises `UserError` where `path` holds a run
+        of another config, or something that is not a run at all.
         """
+        run = cls(path)
         config_file = path / "config.yaml"
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: a file; run.dir names a directory")
+        if path.exists() and not (path / "manifest.json").exists() and _holds_anything(path):
+            raise UserError(f"{path}: not empty and not a run directory; choose another run.dir")
         if overwrite and config_file.exists():
-            shutil.rmtree(path)
+            with run:
+                run._clear()
         if config_file.exists():
-            difference = _difference(config_file.read_text(), config_text)
+            difference = _difference(yaml.safe_load(config_file.read_text()), yaml.safe_load(config_text), ignoring)
             if difference:
                 raise UserError(
                     f"{path}: this run directory was made by another config ({difference}); "
                     "choose another run.dir, or start over with --overwrite"
                 )
-        elif path.exists() and any(path.iterdir()):
-            raise UserError(f"{path}: not empty and not a run directory; choose another run.dir")
-        else:
-            write_atomic(config_file, config_text)
-        return cls(path)
+        run.update_manifest()
+        write_atomic(config_file, config_text)
+        return run
+
+    def _clear(self) -> None:
+        """Delete what a run makes, the config last, so that a kill in the middle leaves a run to be cleared again."""
+        for name in sorted(RUN_FILES, key=lambda name: name in ("config.yaml", "manifest.json")):
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
 
     def __enter__(self) -> "RunDirectory":
-        self._lock = (self.path / ".lock").open("w")
+        with disk_errors(self.path):
+            self._lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -279,9 +316,17 @@ class RunDirectory:
         self.update_manifest(stages=stages)
 
 
-def _difference(old: str, new: str) -> str:
-    """The first line in which two resolved configs differ, as `key: old -> new`; empty where they are the same."""
-    for before, after in zip(old.splitlines(), new.splitlines(), strict=False):
-        if before != after:
-            return f"{before.strip()} there, {after.strip()} here"
-    return "" if len(old.splitlines()) == len(new.splitlines()) else "other keys"
+def _holds_anything(path: Path) -> bool:
+    """Whether `path` holds more than what a kill right at the start of a run leaves."""
+    return any(not entry.name.endswith(".tmp") and entry.name != ".lock" for entry in path.iterdir())
+
+
+def _difference(old: Any, new: Any, ignoring: frozenset[str], prefix: str = "") -> str:
+    """The first key in which two configs differ, as `key: old there, new here`; empty where they agree."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            name = f"{prefix}{key}"
+            if name not in ignoring and (found := _difference(old.get(key), new.get(key), ignoring, f"{name}.")):
+                return found
+        return ""
+    return "" if old == new else f"{prefix.rstrip('.')}: {old} there, {new} here"

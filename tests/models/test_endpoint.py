@@ -265,11 +265,11 @@ def test_json_that_is_no_completion_is_not_paid_for_again(body: bytes) -> None:
 @pytest.mark.parametrize("status", [401, 403])
 def test_refused_key_names_the_variable_and_never_the_key(status: int) -> None:
     with FakeServer(lambda _: failure(status, f"bad key {KEY}")) as server:
-        with pytest.raises(RunFailed, match="SPOT_TEST_KEY") as caught:
+        with pytest.raises(UserError, match="SPOT_TEST_KEY") as caught:
             answers(endpoint(server.url, api_key_env="SPOT_TEST_KEY", concurrency=1), *map(str, range(9)))
         assert len(server.seen) <= 2
         assert KEY not in "".join(traceback.format_exception(caught.value))
-        with pytest.raises(RunFailed, match=r"wants a key.*api_key_env"):
+        with pytest.raises(UserError, match=r"wants a key.*api_key_env"):
             answers(endpoint(server.url), "a")
 
 
@@ -291,7 +291,7 @@ def test_key_repeated_by_the_server_is_not_in_any_reply_or_error(caplog: pytest.
 
 def test_unknown_model_is_named() -> None:
     with FakeServer(lambda _: failure(404, "The model `m` does not exist")) as server:
-        with pytest.raises(RunFailed, match="has no model 'm'"):
+        with pytest.raises(UserError, match="has no model 'm'"):
             answers(endpoint(server.url), "a")
         assert len(server.seen) == 1
 
@@ -300,7 +300,7 @@ def test_url_without_v1_is_told() -> None:
     def script(seen: Seen) -> Answer:
         return echo(seen) if seen.path.startswith("/v1/") else Answer(404, b'{"detail": "Not Found"}')
 
-    with FakeServer(script, path="") as server, pytest.raises(RunFailed, match=f"try {server.url}/v1"):
+    with FakeServer(script, path="") as server, pytest.raises(UserError, match=f"try {server.url}/v1"):
         answers(endpoint(server.url), "a")
 
 
@@ -308,7 +308,7 @@ def test_refused_connection_at_first_contact_names_the_url_without_retries() -> 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(RunFailed, match=f"{url}: cannot connect.*is the server running"):
+    with pytest.raises(UserError, match=f"{url}: cannot connect.*is the server running"):
         answers(endpoint(url, retry=RetryPolicy(first_wait=60)), "a")
 
 

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,8 @@ def test_u_of_zero_takes_the_most_probable_and_u_near_one_the_last_of_the_nucleu
 @pytest.mark.parametrize("width", [PREFIX, 300])
 def test_the_nucleus_is_that_of_transformers(top_p: float, width: int) -> None:
     logits = logits_of(3, 200, 300, 2.0)
-    theirs = torch.isfinite(TopPLogitsWarper(top_p)(torch.zeros(200, 1, dtype=torch.long), logits))
+    warper: Any = TopPLogitsWarper(top_p)
+    theirs = torch.isfinite(warper(torch.zeros(200, 1, dtype=torch.long), logits))
     found = nucleus(torch.softmax(logits, -1), top_p, width)
     if width == 300:
         assert bool(found.is_exact.all())

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Recipe:
     """What decides the student, beside its world. `mixture` is the share of each family in the training text."""
 
-    steps: int = 3000
+    steps: int = 1500
     questions_per_step: int = 96
     learning_rate: float = 4e-3
     warmup_steps: int = 100
@@ -50,7 +50,8 @@ def train_student(
     model = build_model(tokenizer, recipe.seed, **recipe.shape)
     optimizer = Muon(model, recipe.weight_decay)
     checkpoint = output_dir / "checkpoint.pt"
-    start = _load(checkpoint, model, optimizer, recipe)
+    origin = {"recipe": asdict(recipe), "world": dict(world.raw)}
+    start = _load(checkpoint, model, optimizer, origin)
     model.train()
     for step, batch in enumerate(batches(world, tokenizer, recipe, start), start=start):
         loss = answer_loss(model, *batch)
@@ -61,7 +62,7 @@ def train_student(
         if on_step is not None:
             on_step(step + 1, recipe.steps, float(loss.detach()))
         if (step + 1) % recipe.checkpoint_every == 0 and step + 1 < recipe.steps:
-            _save(checkpoint, step + 1, model, optimizer, recipe)
+            _save(checkpoint, step + 1, model, optimizer, origin)
     model.eval()
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
@@ -135,20 +136,20 @@ def answer_loss(model: "Qwen3ForCausalLM", ids: torch.Tensor, mask: torch.Tensor
     return (losses / lengths).sum() / len(ids)
 
 
-def _save(path: Path, step: int, model: Any, optimizer: Any, recipe: Recipe) -> None:
+def _save(path: Path, step: int, model: Any, optimizer: Any, origin: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "recipe": asdict(recipe)}
+    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "origin": origin}
     torch.save(state, temporary)
     temporary.replace(path)
 
 
-def _load(path: Path, model: Any, optimizer: Any, recipe: Recipe) -> int:
+def _load(path: Path, model: Any, optimizer: Any, origin: dict[str, Any]) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
-    if state["recipe"] != asdict(recipe):
-        raise UserError(f"{path}: a checkpoint of another recipe; delete it or choose another output directory")
+    if state["origin"] != origin:
+        raise UserError(f"{path}: a checkpoint of another recipe or world; delete it or choose another directory")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

@@ -113,7 +113,7 @@ class EndpointModel:
     ) -> AsyncIterator[list[Reply]]:
         """Answer what is not in `done`, in order of completion.
 
-        Raises `RunFailed` where the key, the model or the URL is refused or nothing could be had at all, and
+        Raises `UserError` where the key, the model or the URL is refused, `RunFailed` where nothing could be had, and
         `StoppedEarly` where the endpoint dies after it has given replies; those were yielded before.
         """
         todo = [request for request in requests if request.id not in done]
@@ -297,7 +297,7 @@ class _Triage:
             elif isinstance(outcome, Exception):
                 self._over = self._over or outcome
             elif outcome.about == "setup":
-                self._over = self._over or RunFailed(outcome.why)
+                self._over = self._over or UserError(outcome.why)
             elif outcome.about == "endpoint":
                 self._over = self._over or self._dead(outcome)
             elif outcome.about == "request" and self.answered:
