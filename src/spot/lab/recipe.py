@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Recipe:
     """What decides the student, beside its world. `mixture` is the share of each family in the training text."""
 
-    steps: int = 1500
+    steps: int = 3000
     questions_per_step: int = 96
     learning_rate: float = 4e-3
     warmup_steps: int = 100
