@@ -86,7 +86,7 @@ def draw_change_ratio(ratios: ChangeRatios) -> Drawing:
 def draw_training(metrics: Metrics) -> Drawing:
     """The loss, and the implicit rewards of both sides with the shift, over the same optimizer steps."""
     told = "; ".join(
-        f"{label} from {values[0][1]:.3g} to {values[-1][1]:.3g}"
+        f"{label} from {round(values[0][1], 6):.3g} to {round(values[-1][1], 6):.3g}"
         for label, values in ((curve.label, series(metrics, curve.metric)) for curve in (_LOSS, *_REWARDS))
         if values
     )

@@ -196,7 +196,10 @@ def _metric_rows(summary: Summary) -> Iterator[tuple[str, str, str]]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}".replace("-", prose.MINUS)
+    if value is None:
+        return "–"
+    # What is left of 0 after rounding in fp32 reads as 0.
+    return f"{0.0 if abs(value) < 1e-7 else value:.3g}".replace("-", prose.MINUS)
 
 
 def _seeds(summary: Summary) -> list[str]:
