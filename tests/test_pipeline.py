@@ -202,6 +202,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(name: str, tmp_path: Path) 
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.yaml").write_text("run: {seed: 7}\n")
     (tmp_path / "taken" / "manifest.json").write_text('{"stages": {}}\n')
+    (tmp_path / "taken" / "problems.jsonl").write_text(PROBLEM)
     (tmp_path / "ood.jsonl").write_text(PROBLEM)
     done = spot(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -215,6 +216,21 @@ def test_mistakes_in_later_stages_show_before_anything_is_asked(tmp_path: Path) 
     done = spot("run", "c.yaml", cwd=tmp_path)
     assert done.returncode == 2 and "nobody" in done.stderr
     assert not (tmp_path / "run/attempts.jsonl").exists()
+
+
+def test_settings_of_stages_to_come_may_change_and_those_of_stages_begun_may_not(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(PROBLEM)
+    (tmp_path / "wrong.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n')
+    (tmp_path / "fix.jsonl").write_text('{"attempt_id": "a#0", "response": "It is \\\\boxed{2}"}\n')
+    (tmp_path / "c.yaml").write_text(
+        "run: {dir: run, stages: [elicit]}\nproblems: {source: p.jsonl}\nelicit: {attempts: wrong.jsonl}\n"
+    )
+    assert spot("run", "c.yaml", cwd=tmp_path).returncode == 0
+    on = ["run.stages=[rectify]", "rectify.oracle=import", "rectify.path=fix.jsonl"]
+    done = spot("run", "c.yaml", *on, cwd=tmp_path)
+    assert done.returncode == 0 and "1 of 1 corrections verified" in done.stdout, done.stderr
+    refused = spot("run", "c.yaml", *on, "rectify.with_answer=false", cwd=tmp_path)
+    assert refused.returncode == 2 and "rectify.with_answer: True there, False here" in refused.stderr
 
 
 def test_an_interrupt_is_exit_code_3_and_says_so(tmp_path: Path) -> None:

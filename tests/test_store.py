@@ -109,9 +109,9 @@ def test_another_config_is_refused_and_overwrite_starts_over(tmp_path: Path) -> 
     run = tmp_path / "run"
     RunDirectory.open(run, "a: 1\nb: 2\n")
     assert RunDirectory.open(run, "a: 1\nb: 2\n").path == run
+    (run / "attempts.jsonl").write_text("x")
     with pytest.raises(UserError, match=r"another config \(b: 2 there, 3 here\).*--overwrite"):
         RunDirectory.open(run, "a: 1\nb: 3\n")
-    (run / "attempts.jsonl").write_text("x")
     (run / "model").mkdir()
     (run / "my-notes.txt").write_text("mine")
     RunDirectory.open(run, "a: 1\nb: 3\n", overwrite=True)
@@ -152,6 +152,7 @@ def test_long_lines_up_to_the_limit_are_read(tmp_path: Path) -> None:
 def test_keys_that_do_not_decide_rows_may_differ(tmp_path: Path) -> None:
     run = tmp_path / "run"
     RunDirectory.open(run, "run: {dir: a, seed: 1}\nreport: {notes: []}\n")
+    (run / "attempts.jsonl").write_text("x")
     ignoring = frozenset({"run.dir", "report"})
     RunDirectory.open(run, "run: {dir: b, seed: 1}\nreport: {notes: [x]}\n", ignoring=ignoring)
     assert "dir: b" in (run / "config.yaml").read_text()
@@ -180,3 +181,16 @@ def test_dropped_rows_may_hold_any_text(tmp_path: Path) -> None:
     rows = [Dropped(stage="read", id="a\u2028b\x85c", reason="bad_row")]
     write_rows(tmp_path / "d.jsonl", rows)
     assert read_dropped(tmp_path / "d.jsonl") == rows
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_one_clear_error_also_when_the_file_is_closed() -> None:
+    rows = [Problem(id="a", prompt="q", answer="1")]
+    with pytest.raises(UserError, match="No space left on device"), Appender(Path("/dev/full")) as appender:
+        appender.append(rows)
+
+
+def test_a_run_without_rows_takes_the_mended_config(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path / "run", "a: 1\n")
+    RunDirectory.open(tmp_path / "run", "a: 2\n")
+    assert (tmp_path / "run" / "config.yaml").read_text() == "a: 2\n"

@@ -43,8 +43,12 @@ def main() -> None:
         app()
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. No `Exception`, so that no library takes it for a failure of its own."""
+
+
 def _interrupted(_: int, __: Any) -> None:
-    raise StoppedEarly("interrupted; what was done is kept, the same command goes on from there")
+    raise Interrupted
 
 
 @contextmanager
@@ -58,6 +62,8 @@ def plain_errors() -> Generator[None]:
         _leave("failed", str(error), 1)
     except StoppedEarly as error:
         _leave("stopped", str(error), 3)
+    except Interrupted:
+        _leave("stopped", "interrupted; what was done is kept, the same command goes on from there", 3)
 
 
 def _leave(kind: str, message: str, code: int) -> None:
@@ -136,8 +142,7 @@ def elicit_command(model: Model, problems: ProblemsFile, output: Output, overrid
         output,
         console := _console(),
     )
-    wrong = sum(attempt.outcome == "wrong" for attempt in attempts)
-    console.print(f"{output}: {len(attempts)} attempts, {wrong} wrong", highlight=False)
+    console.print(f"{output}: {stages.tally(attempts)}", highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -270,10 +275,15 @@ def lab_train_command(
     """Raise the bundled student from nothing, on its world's text. A stopped training goes on where it was."""
     from dataclasses import replace
 
+    from transformers.utils import logging
+
     from spot.lab.recipe import Recipe, train_student
     from spot.lab.world import World
     from spot.progress import bar
 
+    if (output / "model.safetensors").exists():
+        raise UserError(f"{output}: holds a model already; choose another directory")
+    logging.disable_progress_bar()
     recipe = Recipe(seed=seed)
     recipe = recipe if steps is None else replace(recipe, steps=steps)
     console = _console()

@@ -23,7 +23,16 @@ STAGES: tuple[Stage, ...] = ("elicit", "rectify", "filter", "train", "evaluate",
 
 # What may differ between two goes of one run: where it is, what it does next, how it is shown, how fast it asks.
 NOT_IDENTITY = frozenset(
-    {"run.dir", "run.name", "run.stages", "report", "student.concurrency", "rectify.concurrency", "student.device"}
+    {
+        "run.dir",
+        "run.name",
+        "run.stages",
+        "run.on_bad_row",
+        "report",
+        "student.concurrency",
+        "rectify.concurrency",
+        "student.device",
+    }
 )
 
 

@@ -29,7 +29,10 @@ def run(config: RunConfig, console: Console, overwrite: bool = False, command: s
 
     `command` is how the user started this run; the report prints it under "how to reproduce".
     """
-    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY)
+    # What a stage that has not begun will read may still change.
+    begun = RunDirectory(config.run.dir).manifest.get("goes", {})
+    ahead = {"rectify", "filter", "train", "evaluate"} - begun.keys()
+    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY | ahead)
     with directory:
         pipeline = Pipeline(config, directory, console, command)
         pipeline.check()
@@ -129,8 +132,7 @@ class Pipeline:
             bad_rows
             + [Dropped(stage="elicit", id=row.id, reason=row.outcome, detail=row.verdict.reason) for row in useless],
         )
-        wrong = sum(attempt.outcome == "wrong" for attempt in attempts)
-        return f"{len(attempts):,} answers, {wrong:,} wrong"
+        return stages.tally(attempts)
 
     def rectify(self) -> str:
         """Ask the Oracle."""
@@ -210,7 +212,7 @@ class Pipeline:
         summary = collect(self.run, self.config)
         write_atomic(self.run / "summary.json", summary.model_dump_json(indent=2) + "\n")
         path = build_report(self.run.path, self.run.manifest.get("command", self.command))
-        return f"{path.parent.name}/{path.name}"
+        return path.name
 
     def _attempts(self) -> list[Attempt]:
         return read_rows(self._needs("attempts.jsonl", "elicit"), Attempt)

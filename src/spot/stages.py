@@ -405,5 +405,16 @@ def evaluate(
         ask(questions, model, verifier, section, section.seed, path, f"{title} {task}", console)
 
 
+def tally(attempts: Sequence[Attempt]) -> str:
+    """How attempts came out in a few words; why, for the first one that could not be judged."""
+    counts = Counter(attempt.outcome for attempt in attempts)
+    told = ", ".join(
+        f"{counts[what]:,} {what}" for what in ("correct", "wrong", "truncated", "unscored") if counts[what]
+    )
+    unscored = next((attempt for attempt in attempts if attempt.outcome == "unscored"), None)
+    why = f" (the first, {unscored.id}: {unscored.verdict.reason})" if unscored else ""
+    return f"{len(attempts):,} answers: {told or 'none'}{why}"
+
+
 def _note(counts: Counts) -> str:
     return "  ".join(f"{count} {what}" for what, count in counts.items())

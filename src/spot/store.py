@@ -64,7 +64,8 @@ class Appender:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             repair(path)
-            self._file: IO[bytes] = path.open("ab")
+            # Unbuffered: what could not be written must not be tried again when the file is closed.
+            self._file = path.open("ab", buffering=0)
 
     def append(self, rows: Iterable[Row]) -> None:
         """Commit `rows`: when this returns they are on the disk."""
@@ -72,8 +73,9 @@ class Appender:
         if not raw:
             return
         with disk_errors(self.path):
-            self._file.write(raw)
-            self._file.flush()
+            rest = memoryview(raw)
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -257,7 +259,8 @@ class RunDirectory:
         if overwrite and config_file.exists():
             with run:
                 run._clear()
-        if config_file.exists():
+        # A run that stopped before its first row has nothing that another config could contradict.
+        if any((path / name).exists() for name in RUN_FILES if name not in ("config.yaml", "manifest.json")):
             difference = _difference(yaml.safe_load(config_file.read_text()), yaml.safe_load(config_text), ignoring)
             if difference:
                 raise UserError(

@@ -6,11 +6,9 @@ the same libraries, thread count and batch size, a resumed run writes the rows t
 """
 
 import asyncio
-import re
 import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +20,10 @@ from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
 from spot.errors import RunFailed, UserError
+from spot.hub import check_model_name
 from spot.models.base import Reply, Request
 from spot.models.sampling import sample
 from spot.schema import Message, Sampling, as_dicts
-
-HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
-"""What a name on the hub looks like; anything else must be a directory."""
 
 SHRINK_AT = 0.75
 """Finished rows leave a batch once no more than this share of its rows is unfinished; leaving copies the cache."""
@@ -295,9 +291,7 @@ def _error(request: Request, reason: str) -> Reply:
 
 
 def _load_tokenizer(path: str) -> Any:
-    # `runs/model` looks like a hub name too; where there is a folder `runs`, a directory is meant.
-    if not Path(path).is_dir() and (Path(path).parent.is_dir() or not HUB_NAME.fullmatch(path)):
-        raise UserError(f"{path}: no such model directory, and not a hub name (owner/name) either")
+    check_model_name(path)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # broken files surface as many types, some of them bare `Exception`

@@ -122,5 +122,7 @@ def load_oracle(spec: str, **arguments: Any) -> Oracle:
         raise UserError(f"oracle {spec!r}: calling it failed ({error})") from error
     for attribute in ("name", "mode", "correct"):
         if not hasattr(oracle, attribute):
-            raise UserError(f"oracle {spec!r}: what it returned is no Oracle, it has no {attribute!r}")
+            raise UserError(
+                f"oracle {spec!r}: what it returned is no Oracle, it has no {attribute!r}; see docs/extending.md"
+            )
     return cast(Oracle, oracle)

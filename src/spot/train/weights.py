@@ -12,10 +12,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from spot.errors import UserError
+from spot.hub import check_model_name
 
 
 def load_tokenizer(student: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `student`, a directory or a hub name. Raises `UserError` where there is none."""
+    check_model_name(str(student))
     try:
         return AutoTokenizer.from_pretrained(student)
     except (OSError, ValueError) as error:
