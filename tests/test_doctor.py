@@ -1,6 +1,7 @@
 import builtins
 import importlib.metadata
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,9 +27,7 @@ def by_name(found: list[Check]) -> dict[str, Check]:
 
 def test_this_machine_is_described_and_every_fault_has_a_mend() -> None:
     found = checks()
-    assert {"Python", "torch", "device", "transformers", "memory", "disk", "pyarrow", "peft", "trl"} <= set(
-        by_name(found)
-    )
+    assert {"Python", "torch", "device", "transformers", "memory", "disk", "pyarrow"} <= set(by_name(found))
     assert all(check.mend for check in found if check.status != "ok")
     text = shown(found)
     assert all(check.name in text for check in found)
@@ -93,3 +92,19 @@ def test_unreachable_endpoint_and_missing_key_are_told() -> None:
     assert (found["student endpoint"].status, found["rectify endpoint"].status) == ("fail", "fail")
     assert "does not answer" in found["student endpoint"].found
     assert "SPOT_NO_SUCH_KEY is not set" in found["rectify endpoint"].found
+
+
+def test_files_tasks_and_student_of_a_config_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("")
+    config = {
+        "student": {"model": str(tmp_path)},
+        "problems": {"source": str(tmp_path / "p.jsonl")},
+        "elicit": {"attempts": None},
+        "rectify": {"path": str(tmp_path / "gone.jsonl")},
+        "evaluate": {"tasks": []},
+    }
+    found = {check.name: check.status for check in checks(config)}
+    assert found["student"] == found["problems.source"] == "ok"
+    assert found["rectify.path"] == "fail"
+    assert found["evaluate.tasks"] == "warn"
+    assert "elicit.attempts" not in found

@@ -253,13 +253,16 @@ def report_command(run_dir: Annotated[Path, typer.Argument(help="The directory o
 
 @app.command("doctor", epilog="Example: spot doctor config.yaml")
 def doctor_command(
-    config: Annotated[Path | None, typer.Argument(help="A config whose endpoints and keys are checked too.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="A config whose model, files, endpoints and keys are checked too.")
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Say what this machine can do and what to fix."""
     from spot.config import load_config
     from spot.doctor import checks, print_checks
 
-    found = checks(load_config(config).model_dump(mode="json") if config else None)
+    found = checks(load_config(config, overrides or []).model_dump(mode="json") if config else None)
     print_checks(_console(), found)
     if any(check.status == "fail" for check in found):
         raise typer.Exit(1)

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 GIB = 2**30
 OPTIONAL = {
     "pyarrow": "reads and writes Parquet; pip install 'spot-posttraining[parquet]'",
-    "peft": "trains adapters; pip install peft",
-    "trl": "reinforcement learning afterwards; pip install trl",
 }
+
+
+# Keys of a config that name files to be read.
+FILE_KEYS = ("problems.source", "elicit.attempts", "rectify.path")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Check:
 
 
 def checks(config: Mapping[str, Any] | None = None, timeout: float = 5.0) -> list[Check]:
-    """All findings, those of the endpoints that `config` (a run's sections by name) uses included.
+    """All findings, those of the model, files and endpoints that `config` (a run's sections by name) uses included.
 
     Each endpoint is asked for its list of models, for `timeout` seconds at most; nothing that costs is sent.
     """
@@ -45,6 +47,8 @@ def checks(config: Mapping[str, Any] | None = None, timeout: float = 5.0) -> lis
         _package("transformers", (5, 17)),
         _memory(),
         _disk(Path.cwd()),
+        *_student(config or {}),
+        *_files(config or {}),
         *_endpoints(config or {}, timeout),
         *_optional(),
     ]
@@ -122,6 +126,44 @@ def _disk(here: Path) -> Check:
     if free >= GIB:
         return Check("disk", "ok", found)
     return Check("disk", "warn", found, "a run of the demo takes 200 MiB, a run of a real model twice the model's size")
+
+
+def _student(config: Mapping[str, Any]) -> Iterator[Check]:
+    model = config.get("student", {}).get("model")
+    if model in (None, "lab"):
+        return
+    if Path(model).is_dir():
+        yield Check("student", "ok", f"{model} is a directory")
+        return
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        mend = "name a directory that is there, or a model of the hub (owner/name)"
+        yield Check("student", "fail", f"{model} is no directory and no hub name", mend)
+        return
+    found = "is in the hub's cache" if cached else "is not here; it is fetched from the hub when the run starts"
+    yield Check("student", "ok" if cached else "warn", f"{model} {found}")
+
+
+def _files(config: Mapping[str, Any]) -> Iterator[Check]:
+    """The files that a run reads: problems, imported answers and corrections, tasks."""
+    named = {key: config.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in FILE_KEYS}
+    tasks: list[str] = config.get("evaluate", {}).get("tasks") or []
+    named |= {f"evaluate.tasks[{i}]": task for i, task in enumerate(tasks) if Path(task).suffix}
+    for key, path in named.items():
+        if path in (None, "lab"):
+            continue
+        if Path(path).is_file():
+            yield Check(key, "ok", str(path))
+        else:
+            yield Check(key, "fail", f"{path}: no such file", f"write it, or set {key}=FILE")
+    if "evaluate" in config and not tasks:
+        yield Check(
+            "evaluate.tasks", "warn", "none, so the run will measure nothing", "set evaluate.tasks=[heldout.jsonl]"
+        )
 
 
 def _endpoints(config: Mapping[str, Any], timeout: float) -> Iterator[Check]:
