@@ -145,7 +145,8 @@ def _student(config: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("student", "fail", f"{model} is no directory and no hub name", mend)
         return
     found = "is in the hub's cache" if cached else "is not here; it is fetched from the hub when the run starts"
-    yield Check("student", "ok" if cached else "warn", f"{model} {found}")
+    mend = "" if cached else f"without a network there: hf download {model}"
+    yield Check("student", "ok" if cached else "warn", f"{model} {found}", mend)
 
 
 def _files(config: Mapping[str, Any]) -> Iterator[Check]:
