@@ -4,9 +4,9 @@
 
 Each variant trains on the pairs of one seed's loop and is measured on the three families. Settings are chosen on the
 tune split (`--part tune`); everything reported is on the test split, which shares no question with it. Every finished
-measurement is a line of `results.jsonl`; a killed study goes on with what is missing. Controls: a tenth of the
-corrections made wrong (all half-believed rules followed the wrong way), corrections shuffled between problems, and a
-second world with other rules and templates and its own student (`--other-student`).
+measurement is a line of `results.jsonl`; a killed study goes on with what is missing. Controls: a share of the corrections
+made wrong (all half-believed rules followed the wrong way), corrections shuffled between problems, and a second world with
+other rules and templates and its own student (`--other-student`).
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -83,11 +84,11 @@ def measure(
     return found
 
 
-def corrupted(world: World, pairs: list[Pair], problems: dict[str, Problem], share: float) -> list[Pair]:
+def corrupted(world: World, share: float, pairs: list[Pair], problems: dict[str, Problem]) -> list[Pair]:
     """`pairs` with a share of the corrections made wrong: every half-believed rule followed the wrong way."""
     # Two wrong rules can cancel out; only stories whose all-wrong answer is wrong can be made wrong.
     astray = [i for i, pair in enumerate(pairs) if _ends_wrong(world, problems[pair.problem_id])]
-    picked = set(random.Random(0).sample(astray, k=round(share * len(pairs))))
+    picked = set(random.Random(0).sample(astray, k=min(len(astray), round(share * len(pairs)))))
 
     def wrong(pair: Pair) -> Pair:
         story = story_of(problems[pair.problem_id])
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", default=["5e-5", "1e-4", "2e-4", "4e-4", "8e-4"])
     parser.add_argument("--betas", nargs="+", default=["1.0"])
     parser.add_argument("--sft-rate", default="1e-4", help="the rate that `--part tune --objective sft` found best")
+    parser.add_argument("--wrong-shares", type=float, nargs="+", default=[0.1, 0.5, 1.0])
     parser.add_argument("--other-student", help="a student of the world `other`, made by spot lab train --world other")
     options = parser.parse_args()
     if "other" in options.part and options.other_student is None:
@@ -241,9 +243,10 @@ def main() -> None:
             study.variant(home, seed, f"SFT+ at {options.sft_rate}", settings, "test", options.questions)
     first = options.seeds[0]
     if "controls" in options.part:
-        study.variant(
-            home, first, "a tenth wrong", [], "test", options.questions, lambda p, q: corrupted(world, p, q, 0.1)
-        )
+        for share in options.wrong_shares:
+            study.variant(
+                home, first, f"{share:.0%} wrong", [], "test", options.questions, partial(corrupted, world, share)
+            )
         study.variant(home, first, "shuffled", [], "test", options.questions, lambda p, _: shuffled(p))
     if "other" in options.part:
         place = Place(options.output, "other", options.other_student)
