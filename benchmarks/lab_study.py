@@ -4,9 +4,9 @@
 
 Each variant trains on the pairs of one seed's loop and is measured on the three families. Settings are chosen on the
 tune split (`--part tune`); everything reported is on the test split, which shares no question with it. Every finished
-measurement is a line of `results.jsonl`; a killed study goes on with what is missing. Controls: a share of the corrections
-made wrong (all half-believed rules followed the wrong way), corrections shuffled between problems, and a second world with
-other rules and templates and its own student (`--other-student`).
+measurement is a line of `results.jsonl`; a killed study goes on with what is missing. Controls: a share of the
+corrections made wrong (all half-believed rules followed the wrong way), corrections shuffled between problems, and a
+second world with other rules and templates and its own student (`--other-student`).
 """
 
 import argparse
