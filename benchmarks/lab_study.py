@@ -25,6 +25,7 @@ from rich.console import Console
 from spot import stages
 from spot.config import RunConfig, load_config
 from spot.evaluate.statistics import compare, score
+from spot.hub import fingerprint
 from spot.lab.world import FAMILIES, World, story_of
 from spot.pipeline import Pipeline
 from spot.schema import Attempt, Message, Pair, Problem, text_of
@@ -139,7 +140,7 @@ class Study:
         config = place.config(seed, *overrides)
         key = {
             "world": place.world,
-            "student": stages.fingerprint(Path(stages.student_path(config.student))),
+            "student": fingerprint(Path(stages.student_path(config.student))),
             "seed": seed,
             "variant": name,
             "split": split,

@@ -5,7 +5,6 @@ directory (`pipeline`) and a single command (`cli`). Each can be killed at any m
 """
 
 import asyncio
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -25,6 +24,7 @@ from spot.config import (
     TrainSection,
 )
 from spot.errors import UserError
+from spot.hub import fingerprint
 from spot.progress import bar
 from spot.schema import Attempt, Counts, Dropped, FinishReason, Pair, Problem, Rectification, Row, Sampling
 from spot.store import Appender, OnBadRow, read_rows, repair, write_rows
@@ -87,22 +87,6 @@ def open_model(section: StudentSection, trained: Path | None = None) -> "Model":
         enable_thinking=section.enable_thinking,
         name=f"{label}@{fingerprint(Path(path))}" if Path(path).is_dir() else label,
     )
-
-
-def fingerprint(model_dir: Path) -> str:
-    """Eight hex digits that tell a model's files apart, so that answers of other weights are never taken for these.
-
-    Large files count by their size, first and last MiB: enough to tell trainings apart, cheap on any model.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(model_dir.glob("*.safetensors")) + sorted(model_dir.glob("*.json*")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(2**20))
-            file.seek(max(0, size - 2**20))
-            digest.update(file.read())
-    return digest.hexdigest()[:8]
 
 
 def load_problems(section: ProblemsSection, seed: int, on_bad_row: OnBadRow, dropped: list[Dropped]) -> list[Problem]:
