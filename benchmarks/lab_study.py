@@ -1,6 +1,6 @@
 """The evidence for the method in the lab: seeds, learning rates, a baseline and controls, one command, resumable.
 
-    python benchmarks/lab_study.py --output runs/lab-study
+    python benchmarks/lab_study.py --output runs/lab-study --part tune main sft controls
 
 Each variant trains on the pairs of one seed's loop and is measured on the three families. Settings are chosen on the
 tune split (`--part tune`); everything reported is on the test split, which shares no question with it. Every finished

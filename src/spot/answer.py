@@ -14,8 +14,19 @@ from pathlib import Path
 
 from spot.errors import RunFailed, UserError
 from spot.models.base import Model, Reply, Request
-from spot.schema import Attempt, Counts, Problem, Sampling, Verdict, as_messages, derived_seed
-from spot.store import Appender, read_rows, repair, write_rows
+from spot.schema import (
+    Attempt,
+    Counts,
+    Dropped,
+    FinishReason,
+    Problem,
+    Row,
+    Sampling,
+    Verdict,
+    as_messages,
+    derived_seed,
+)
+from spot.store import Appender, OnBadRow, read_rows, repair, write_rows
 from spot.verify.base import Verifier
 
 Progress = Callable[[int, int, Counts], None]
@@ -139,3 +150,49 @@ def _judged(
             )
         )
     return attempts
+
+
+class Answer(Row):
+    """An answer that was given elsewhere, as `elicit.attempts` reads it; it is verified here like any other."""
+
+    problem_id: str
+    response: str
+    sample: int = 0
+    model: str = "import"
+    finish_reason: FinishReason = "stop"
+
+
+def import_answers(
+    path: Path,
+    problems: Sequence[Problem],
+    verifier: Verifier,
+    output: Path,
+    on_bad_row: OnBadRow,
+    dropped: list[Dropped] | None,
+) -> list[Attempt]:
+    """Answers given elsewhere as attempts, each verified here; `output` holds all of them or is not written.
+
+    With `on_bad_row="skip"` bad rows and answers to unknown problems go to `dropped`; else `UserError` names them.
+    """
+    problem_of = {problem.id: problem for problem in problems}
+    attempts: dict[str, Attempt] = {}
+    for row in read_rows(path, Answer, on_bad_row, dropped):
+        attempt_id = f"{row.problem_id}#{row.sample}"
+        if row.problem_id not in problem_of:
+            if on_bad_row == "skip" and dropped is not None:
+                dropped.append(Dropped(stage="elicit", id=attempt_id, reason="unknown_problem"))
+                continue
+            raise UserError(f"{path}: an answer to the unknown problem {row.problem_id!r}; add it to problems.source")
+        if attempt_id in attempts:
+            raise UserError(f"{path}: two answers for {attempt_id!r}; number the samples of a problem")
+        attempts[attempt_id] = Attempt(
+            id=attempt_id,
+            problem_id=row.problem_id,
+            sample=row.sample,
+            response=row.response,
+            finish_reason=row.finish_reason,
+            verdict=verifier(row.response, problem_of[row.problem_id]),
+            model=row.model,
+        )
+    write_rows(output, list(attempts.values()))
+    return list(attempts.values())

@@ -26,7 +26,7 @@ from spot.config import (
 from spot.errors import UserError
 from spot.hub import fingerprint
 from spot.progress import bar
-from spot.schema import Attempt, Counts, Dropped, FinishReason, Pair, Problem, Rectification, Row, Sampling
+from spot.schema import Attempt, Counts, Dropped, Pair, Problem, Rectification, Sampling
 from spot.store import Appender, OnBadRow, read_rows, repair, write_rows
 from spot.verify.base import Verifier
 
@@ -42,16 +42,6 @@ Needed = TypeVar("Needed")
 NOT_ANSWERED = ("no_reply", "no_correction")
 
 LAB_FAMILIES = ("in_domain", "ood", "instructions")
-
-
-class Answer(Row):
-    """An answer that was given elsewhere, as `elicit.attempts` reads it; it is verified here like any other."""
-
-    problem_id: str
-    response: str
-    sample: int = 0
-    model: str = "import"
-    finish_reason: FinishReason = "stop"
 
 
 def student_path(section: StudentSection) -> str:
@@ -149,40 +139,10 @@ def elicit(
 ) -> list[Attempt]:
     """The student's attempts at `problems`, asked for or imported; bad rows of an import go to `dropped` if skipped."""
     if section.attempts is not None:
-        return _import_attempts(section.attempts, problems, verifier, output, on_bad_row, dropped)
+        from spot.answer import import_answers
+
+        return import_answers(section.attempts, problems, verifier, output, on_bad_row, dropped)
     return ask(problems, open_model(student), verifier, section, seed, output, "elicit", console)
-
-
-def _import_attempts(
-    path: Path,
-    problems: Sequence[Problem],
-    verifier: Verifier,
-    output: Path,
-    on_bad_row: OnBadRow,
-    dropped: list[Dropped] | None,
-) -> list[Attempt]:
-    problem_of = {problem.id: problem for problem in problems}
-    attempts: dict[str, Attempt] = {}
-    for row in read_rows(path, Answer, on_bad_row, dropped):
-        attempt_id = f"{row.problem_id}#{row.sample}"
-        if row.problem_id not in problem_of:
-            if on_bad_row == "skip" and dropped is not None:
-                dropped.append(Dropped(stage="elicit", id=attempt_id, reason="unknown_problem"))
-                continue
-            raise UserError(f"{path}: an answer to the unknown problem {row.problem_id!r}; add it to problems.source")
-        if attempt_id in attempts:
-            raise UserError(f"{path}: two answers for {attempt_id!r}; number the samples of a problem")
-        attempts[attempt_id] = Attempt(
-            id=attempt_id,
-            problem_id=row.problem_id,
-            sample=row.sample,
-            response=row.response,
-            finish_reason=row.finish_reason,
-            verdict=verifier(row.response, problem_of[row.problem_id]),
-            model=row.model,
-        )
-    write_rows(output, list(attempts.values()))
-    return list(attempts.values())
 
 
 def open_oracle(
