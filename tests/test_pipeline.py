@@ -1,4 +1,4 @@
-"""The whole loop through the real command: killed at every stage it ends with the rows of an uninterrupted run."""
+"""The whole loop and its stages through the real command; what kills do to it is in `test_kill.py`."""
 
 import json
 import os
@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from spot.pipeline import peak_memory
 from spot.schema import Attempt, Pair, Rectification
 from spot.store import read_rows
+from spot.verify.pool import SHARED
 
 SMALL = [
     "problems.count=48", "elicit.max_new_tokens=120", "student.batch_size=16", "evaluate.questions=16",
@@ -52,49 +53,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def kill_when(happened: Callable[[], bool], cwd: Path) -> bool:
-    """Run until `happened`, then SIGKILL; false if the run ended first."""
-    process = subprocess.Popen(command("demo", "run.dir=run", *SMALL), cwd=cwd, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        if happened():
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.002)
-    process.kill()
-    return False
-
-
-def test_killed_at_every_stage_ends_like_an_uninterrupted_run(whole: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    moments: list[Callable[[], bool]] = [
-        lambda: lines(run / "problems.jsonl") > 0,
-        lambda: lines(run / "attempts.jsonl") >= 16,
-        lambda: lines(run / "rectifications.jsonl") > 0,
-        lambda: lines(run / "metrics.jsonl") >= 1,
-        lambda: lines(run / "metrics.jsonl") >= 5,
-        lambda: lines(run / "eval/before/ood.jsonl") > 0,
-        lambda: lines(run / "eval/after/in_domain.jsonl") > 0,
-    ]
-    killed = [kill_when(moment, tmp_path) for moment in moments]
-    assert sum(killed) >= 5, killed
-    # A kill in the middle of a write leaves a torn line; make sure of one.
-    with (run / "attempts.jsonl").open("ab") as file:
-        file.write(b'{"id": "torn')
-    (run / "manifest.json").write_text(json.dumps(json.loads((run / "manifest.json").read_text()) | {"stages": {}}))
-    done = spot("demo", "run.dir=run", *SMALL, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for name in ROWS:
-        assert (run / name).read_bytes() == (whole / name).read_bytes(), name
-
-    def curve(path: Path) -> list[tuple[int, float]]:
-        return [(row["step"], row["loss"]) for row in map(json.loads, path.read_text().splitlines())]
-
-    assert curve(run / "metrics.jsonl") == curve(whole / "metrics.jsonl")
-    assert (run / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
 
 
 def test_a_finished_run_is_not_run_again(whole: Path) -> None:
@@ -250,10 +208,22 @@ def test_an_interrupt_is_exit_code_3_and_says_so(tmp_path: Path) -> None:
     assert errors.endswith("stopped: interrupted; what was done is kept, the same command goes on from there\n")
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc")
+def test_peak_memory_counts_the_workers_that_check_answers() -> None:
+    SHARED.close()
+    alone = peak_memory()
+    SHARED.start()
+    try:
+        assert peak_memory() > alone + 2 * 20 * 2**20
+    finally:
+        SHARED.close()
+
+
 def test_another_oracle_on_the_same_output_is_refused(whole: Path, tmp_path: Path) -> None:
     output = tmp_path / "r.jsonl"
     output.write_bytes((whole / "rectifications.jsonl").read_bytes())
-    (tmp_path / "fix.jsonl").write_text('{"problem_id": "a", "response": "x"}\n')
+    wrong = next(row for row in read_rows(whole / "attempts.jsonl", Attempt) if row.outcome == "wrong")
+    (tmp_path / "fix.jsonl").write_text(json.dumps({"attempt_id": wrong.id, "response": "x"}) + "\n")
     files = ["--problems", str(whole / "problems.jsonl"), "--attempts", str(whole / "attempts.jsonl")]
     done = spot(
         "rectify", *files, "--output", "r.jsonl", "rectify.oracle=import", "rectify.path=fix.jsonl", cwd=tmp_path

@@ -39,6 +39,11 @@ BAD_ROWS = {
         GOOD + '{"id": "b", "prompt": "q", "answer": "3", "extra": 1}\n',
         r"p.jsonl:2: unknown field 'extra'",
     ),
+    "wrong role": (
+        GOOD + '{"id": "b", "prompt": [{"role": "tool", "content": "q"}], "answer": "3"}\n',
+        r"p.jsonl:2: field 'prompt.0.role': input should be 'system'",
+    ),
+    "long unknown field": (GOOD + '{"id": "b", "prompt": "q", "answer": "3", "%s": 1}\n' % ("x" * 9999), r"\.\.\.$"),
     "repeated id": (GOOD + "\n" + GOOD, r"p.jsonl:3: id 'a' was already used in line 1"),
     "not utf-8": (GOOD.encode() + b'{"id": "\xff"}\n', r"p.jsonl:2: not UTF-8 \(byte 9"),
     "50 MB": (
@@ -62,8 +67,14 @@ def test_bad_rows_name_file_and_line(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="nothing.jsonl: no such file"):
         read_rows(tmp_path / "nothing.jsonl", Problem)
+    with pytest.raises(UserError, match="not a file"):
+        read_rows(tmp_path, Problem)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    assert read_rows(problems(tmp_path, b"\xef\xbb\xbf" + GOOD.encode()), Problem)[0].id == "a"
 
 
 def test_parquet_and_jsonl_hold_the_same_rows(tmp_path: Path) -> None:
@@ -83,7 +94,7 @@ def test_a_torn_file_is_its_longest_whole_beginning(
     rows = [Problem(id=str(i), prompt=t, answer="1") for i, t in enumerate(text)]
     with Appender(path) as appender:
         appender.append(rows)
-    raw = path.read_bytes()[:cut]
+    raw = path.read_bytes()[:cut] if rows else b""
     path.write_bytes(raw)
     repair(path)
     assert path.read_bytes() == raw[: raw.rfind(b"\n") + 1]
@@ -100,9 +111,34 @@ def test_atomic_write_leaves_the_old_file_when_it_cannot_finish(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device.*run the same command again"):
+    with pytest.raises(UserError, match="No space left on device.*free some room and run the same command again"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_write_replaces_no_link_and_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "f")
+    write_atomic(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "f").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
+    write_atomic(tmp_path / "pipe", "new")
+    assert os.read(reader, 9) == b"new" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+def test_a_file_to_which_nothing_was_added_is_not_left_behind(tmp_path: Path) -> None:
+    with Appender(tmp_path / "p.jsonl"):
+        pass
+    assert not list(tmp_path.iterdir())
+    for _ in range(2):
+        with Appender(tmp_path / "p.jsonl") as appender:
+            appender.append([Problem(id="a", prompt="q", answer="1")] if not list(tmp_path.glob("*")) else [])
+    (tmp_path / "p.jsonl").write_text("")
+    with Appender(tmp_path / "p.jsonl"):
+        pass
+    assert (tmp_path / "p.jsonl").exists()
 
 
 def test_another_config_is_refused_and_overwrite_starts_over(tmp_path: Path) -> None:
@@ -132,6 +168,9 @@ def test_a_run_in_use_is_refused(tmp_path: Path) -> None:
     run = RunDirectory.open(tmp_path / "run", "a: 1\n")
     with run, pytest.raises(UserError, match="in use"), RunDirectory(run.path):
         pass
+    with run, pytest.raises(UserError, match="in use"):
+        RunDirectory.open(run.path, "a: 2\n")
+    assert (run / "config.yaml").read_text() == "a: 1\n"
     with run:
         pass
 

@@ -1,5 +1,7 @@
 """The `spot` command: parse, build, call. Heavy imports happen inside the commands, so that `spot --help` is quick."""
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Generator
@@ -30,7 +32,18 @@ OnBadRow = Annotated[
     str | None,
     typer.Option("--on-bad-row", metavar="error|skip", help="Stop at a bad row, or record it in dropped.jsonl."),
 ]
-Output = Annotated[Path, typer.Option(help="The file to write (JSONL, or Parquet by extension where it is whole).")]
+
+
+def _no_directory(path: Path) -> Path:
+    if path.is_dir():
+        raise UserError(f"{path}: a directory; --output names a file")
+    return path
+
+
+Output = Annotated[
+    Path,
+    typer.Option(help="The file to write (JSONL, or Parquet by extension where it is whole).", callback=_no_directory),
+]
 ProblemsFile = Annotated[Path, typer.Option(help="Problems: rows of id, prompt, answer.")]
 AttemptsFile = Annotated[Path, typer.Option(help="Attempts, as spot elicit writes them.")]
 Model = Annotated[str, typer.Option("--model", help="A model directory, a hub name, or lab.")]
@@ -39,6 +52,8 @@ Model = Annotated[str, typer.Option("--model", help="A model directory, a hub na
 def main() -> None:
     """Run the command line; every error that is the user's to mend is one line and an exit code."""
     signal.signal(signal.SIGINT, _interrupted)
+    # Its retries of a hub that cannot be reached would print a page before our one line.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     with plain_errors():
         app()
 
@@ -62,6 +77,10 @@ def plain_errors() -> Generator[None]:
         _leave("failed", str(error), 1)
     except StoppedEarly as error:
         _leave("stopped", str(error), 3)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _leave("error", f"{error.strerror}; free some room and run the same command again, it goes on from there", 2)
     except Interrupted:
         _leave("stopped", "interrupted; what was done is kept, the same command goes on from there", 3)
 
@@ -123,26 +142,30 @@ def _show(run_dir: Path, console: Any) -> None:
 
 
 @app.command("elicit", epilog="Example: spot elicit --model lab --problems problems.jsonl --output attempts.jsonl")
-def elicit_command(model: Model, problems: ProblemsFile, output: Output, overrides: Overrides = None) -> None:
+def elicit_command(
+    model: Model, problems: ProblemsFile, output: Output, overrides: Overrides = None, on_bad_row: OnBadRow = None
+) -> None:
     """Ask the student every problem and verify its answers."""
     from spot import stages
-    from spot.schema import Problem
-    from spot.store import read_rows
+    from spot.schema import Dropped
 
     raw = {"student": {"model": model}, "problems": {"source": str(problems)}}
-    config = _overridden(
-        raw, overrides, ("student", "problems.verifier", "problems.answer_pattern", "elicit", "run.seed")
-    )
+    keys = ("student", "problems.verifier", "problems.answer_pattern", "elicit", "run.seed")
+    config = _overridden(raw, overrides, keys, on_bad_row)
+    dropped: list[Dropped] = []
     attempts = stages.elicit(
-        read_rows(problems, Problem),
+        stages.load_problems(config.problems, config.run.seed, config.run.on_bad_row, dropped),
         config.student,
         config.elicit,
         stages.open_verifier(config.problems),
         config.run.seed,
         output,
         console := _console(),
+        config.run.on_bad_row,
+        dropped,
     )
-    console.print(f"{output}: {stages.tally(attempts)}", highlight=False, soft_wrap=True)
+    told = _record(dropped, output)
+    console.print(f"{output}: {stages.tally(attempts)}{told}", highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -151,25 +174,32 @@ def elicit_command(model: Model, problems: ProblemsFile, output: Output, overrid
     "rectify.base_url=https://host/v1 rectify.api_key_env=MY_KEY",
 )
 def rectify_command(
-    problems: ProblemsFile, attempts: AttemptsFile, output: Output, overrides: Overrides = None
+    problems: ProblemsFile,
+    attempts: AttemptsFile,
+    output: Output,
+    overrides: Overrides = None,
+    on_bad_row: OnBadRow = None,
 ) -> None:
     """Have an Oracle correct the wrong attempts; what does not verify is kept with its reason."""
     from spot import stages
-    from spot.schema import Attempt, Problem
+    from spot.schema import Attempt, Dropped, Problem
     from spot.store import read_rows
 
     keys = ("rectify", "problems.verifier", "problems.answer_pattern", "problems.world", "run.seed")
-    config = _overridden({"problems": {"source": str(problems)}}, overrides, keys)
+    config = _overridden({"problems": {"source": str(problems)}}, overrides, keys, on_bad_row)
+    skip, dropped = config.run.on_bad_row, list[Dropped]()
     replies = output.with_suffix(".replies.jsonl")
     rows = stages.rectify(
-        read_rows(problems, Problem),
-        read_rows(attempts, Attempt),
-        stages.open_oracle(config.rectify, config.run.seed, config.problems.world, replies),
+        read_rows(problems, Problem, skip, dropped),
+        read_rows(attempts, Attempt, skip, dropped),
+        stages.open_oracle(config.rectify, config.run.seed, config.problems.world, replies, skip, dropped),
         stages.open_verifier(config.problems),
         output,
         console := _console(),
+        dropped,
     )
-    console.print(f"{output}: {sum(row.accepted for row in rows)} of {len(rows)} corrections verified", highlight=False)
+    told = f"{sum(row.accepted for row in rows)} of {len(rows)} corrections verified{_record(dropped, output)}"
+    console.print(f"{output}: {told}", highlight=False, soft_wrap=True)
 
 
 @app.command("filter", epilog="Example: spot filter --model lab --problems p.jsonl --attempts a.jsonl "
@@ -181,23 +211,25 @@ def filter_command(
     rectifications: Annotated[Path, typer.Option(help="Corrections, as spot rectify writes them.")],
     output: Output,
     overrides: Overrides = None,
+    on_bad_row: OnBadRow = None,
 ) -> None:
     """Keep the corrections that change little and write them as TRL preference pairs."""
     from spot import stages
-    from spot.schema import Attempt, Problem, Rectification
+    from spot.schema import Attempt, Dropped, Problem, Rectification
     from spot.store import read_rows, write_rows
 
-    config = _overridden({"student": {"model": model}}, overrides, ("filter",))
+    config = _overridden({"student": {"model": model}}, overrides, ("filter",), on_bad_row)
+    skip, dropped = config.run.on_bad_row, list[Dropped]()
     filtered = stages.make_pairs(
-        read_rows(problems, Problem),
-        read_rows(attempts, Attempt),
-        read_rows(rectifications, Rectification),
+        read_rows(problems, Problem, skip, dropped),
+        read_rows(attempts, Attempt, skip, dropped),
+        read_rows(rectifications, Rectification, skip, dropped),
         stages.student_path(config.student),
         config.filter,
     )
+    told = _record(dropped + filtered.dropped, output)
     write_rows(output, filtered.pairs)
-    write_rows(output.with_suffix(".dropped.jsonl"), filtered.dropped)
-    _console().print(f"{output}: {len(filtered.pairs)} pairs, {len(filtered.dropped)} dropped", highlight=False)
+    _console().print(f"{output}: {len(filtered.pairs)} pairs{told}", highlight=False, soft_wrap=True)
 
 
 @app.command(
@@ -318,13 +350,33 @@ def lab_problems_command(
     _console().print(f"{output}: {count} problems", highlight=False)
 
 
-def _overridden(raw: dict[str, Any], overrides: list[str] | None, keys: tuple[str, ...]) -> Any:
+def _overridden(
+    raw: dict[str, Any], overrides: list[str] | None, keys: tuple[str, ...], on_bad_row: str | None = None
+) -> Any:
     """The config of a single command: `raw` with overrides, which must be of `keys` (a section or `section.key`)."""
+    from difflib import get_close_matches
+
     from spot.config import apply_override, parse_config
 
     for override in overrides or []:
         key = override.partition("=")[0]
         if key not in keys and key.partition(".")[0] not in keys:
-            raise UserError(f"{override}: this command does not read that setting; it reads {', '.join(keys)}")
+            near = get_close_matches(key, keys, n=1) or get_close_matches(key.partition(".")[0], keys, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it reads {', '.join(keys)}"
+            raise UserError(f"{override}: this command does not read that setting; {hint}")
         apply_override(raw, override)
+    if on_bad_row is not None:
+        apply_override(raw, f"run.on_bad_row={on_bad_row}")
     return parse_config(raw, "command line")
+
+
+def _record(dropped: list[Any], output: Path) -> str:
+    """Write what a single command dropped beside its output, and say so; nothing where nothing was dropped."""
+    from spot.store import write_rows
+
+    path = output.with_suffix(".dropped.jsonl")
+    if not dropped:
+        path.unlink(missing_ok=True)
+        return ""
+    write_rows(path, dropped)
+    return f", {len(dropped)} dropped (see {path})"

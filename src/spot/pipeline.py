@@ -3,6 +3,7 @@
 import gc
 import json
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from rich.console import Console
 from spot import __version__, stages
 from spot.config import NOT_IDENTITY, RunConfig, Stage
 from spot.errors import UserError
+from spot.hub import check_model_name
 from spot.schema import Attempt, Dropped, Pair, Problem, Rectification
 from spot.store import RunDirectory, read_dropped, read_rows, write_atomic, write_rows
+from spot.verify.pool import SHARED
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "openai", "math-verify", "rapidfuzz")
 # ru_maxrss is in KiB on Linux and in bytes on macOS.
@@ -57,6 +60,7 @@ class Pipeline:
         ahead = [stage for stage in config.run.stages if not self.run.is_complete(stage)]
         if "train" in ahead and config.student.enable_thinking:
             raise UserError("student.enable_thinking: training on thinking answers is not supported; set it to false")
+        check_model_name(stages.student_path(config.student))
         stages.open_verifier(config.problems)
         if "rectify" in ahead:
             self._oracle([])
@@ -104,8 +108,6 @@ class Pipeline:
             config = self.config
             bad_rows: list[Dropped] = []
             rows = stages.load_problems(config.problems, config.run.seed, config.run.on_bad_row, bad_rows)
-            if not rows:
-                raise UserError(f"{config.problems.source}: no problems")
             self._drop("read", bad_rows)  # first: once the problems are there, this is not read again
             write_rows(path, rows)
         return read_rows(path, Problem)
@@ -137,8 +139,8 @@ class Pipeline:
     def rectify(self) -> str:
         """Ask the Oracle."""
         config = self.config
-        bad_rows: list[Dropped] = []
-        oracle = self._oracle(bad_rows)
+        unused: list[Dropped] = []
+        oracle = self._oracle(unused)
         rows = stages.rectify(
             self.problems(),
             self._attempts(),
@@ -146,10 +148,11 @@ class Pipeline:
             stages.open_verifier(config.problems),
             self.run / "rectifications.jsonl",
             self.console,
+            unused,
         )
         self._drop(
             "rectify",
-            bad_rows + [Dropped(stage="rectify", id=row.id, reason=row.reason) for row in rows if not row.accepted],
+            unused + [Dropped(stage="rectify", id=row.id, reason=row.reason) for row in rows if not row.accepted],
         )
         return f"{sum(row.accepted for row in rows):,} of {len(rows):,} corrections verified"
 
@@ -263,5 +266,21 @@ def commit() -> str | None:
 
 
 def peak_memory() -> int:
-    """Peak resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+    """Peak resident memory so far, in bytes: this process's, plus that of each answer-checking worker that runs now.
+
+    An upper bound for these processes, since their peaks need not fall together and pages they share count in each.
+    Not counted: a GPU's own memory, workers that have ended (a hung one is replaced), and workers where the system has
+    no /proc. The system's own sum of ended children will not do: a child counts there from its parent's size on.
+    """
+    own = _peak_of("self") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+    return own + sum(_peak_of(worker) for worker in SHARED.process_ids())
+
+
+def _peak_of(process: int | str) -> int:
+    """Peak resident bytes of a process; 0 where there is none any more, or no way to tell."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"VmHWM:\s*([0-9]+) kB", status)
+    return int(found[1]) * 1024 if found else 0

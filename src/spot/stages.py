@@ -24,7 +24,7 @@ from spot.config import (
     TrainSection,
 )
 from spot.errors import UserError
-from spot.hub import fingerprint
+from spot.hub import check_model_name, fingerprint
 from spot.progress import bar
 from spot.schema import Attempt, Counts, Dropped, Pair, Problem, Rectification, Sampling
 from spot.store import Appender, OnBadRow, read_rows, repair, write_rows
@@ -80,12 +80,15 @@ def open_model(section: StudentSection, trained: Path | None = None) -> "Model":
 
 
 def load_problems(section: ProblemsSection, seed: int, on_bad_row: OnBadRow, dropped: list[Dropped]) -> list[Problem]:
-    """The questions of a run: the lab's, or a file's first `count`."""
+    """The questions of a run: the lab's, or a file's first `count`. Raises `UserError` where there is none."""
     if section.source == "lab":
         from spot.lab.world import World
 
         return World.load(section.world).problems("in_domain", "train", section.count or 2000, seed)
-    return read_rows(Path(section.source), Problem, on_bad_row, dropped)[: section.count]
+    rows = read_rows(Path(section.source), Problem, on_bad_row, dropped)[: section.count]
+    if not rows:
+        raise UserError(f"{section.source}: no problems")
+    return rows
 
 
 def open_verifier(section: ProblemsSection) -> Verifier:
@@ -197,9 +200,11 @@ def rectify(
     verifier: Verifier,
     output: Path,
     console: Console,
+    dropped: list[Dropped],
 ) -> list[Rectification]:
-    """Corrections of the wrong attempts, each verified."""
+    """Corrections of the wrong attempts, each verified; those of a file that correct none of them go to `dropped`."""
     from spot.rectify.base import Failure
+    from spot.rectify.imported import ImportedOracle
     from spot.rectify.run import rectify as run_rectify
 
     problem_of = {problem.id: problem for problem in problems}
@@ -213,6 +218,8 @@ def rectify(
         counts = Counter(attempt.outcome for attempt in attempts)
         found = ", ".join(f"{n} {what}" for what, n in counts.items()) or "no attempts"
         raise UserError(f"no wrong attempts to learn from ({found}); ask more or harder problems")
+    if isinstance(oracle, ImportedOracle):
+        dropped += oracle.unused(attempts)
     rows = _stored_rectifications(output, {failure.attempt.id for failure in failures}, oracle)
     done = {row.attempt_id for row in rows}
     tally = Counter("accepted" if row.accepted else row.reason for row in rows)
@@ -253,15 +260,25 @@ def make_pairs(
     student: str,
     section: FilterSection,
 ) -> "Filtered":
-    """Pairs within gamma, by the student's tokenizer. Raises `UserError` where none is left."""
-    known = {problem.id for problem in problems} | {attempt.id for attempt in attempts}
+    """Pairs within gamma, by the student's tokenizer, in the order of problems and samples.
+
+    Raises `UserError` where none is left.
+    """
+    place = {problem.id: number for number, problem in enumerate(problems)}
+    attempt_of = {attempt.id: attempt for attempt in attempts}
     for row in rectifications:
-        if row.problem_id not in known or row.attempt_id not in known:
+        attempt = attempt_of.get(row.attempt_id)
+        if attempt is None or attempt.problem_id != row.problem_id or row.problem_id not in place:
             raise UserError(f"rectification {row.id!r}: its problem or attempt is not in the files given with it")
     from spot.pairs.filter import make_pairs as run_filter
     from spot.pairs.tokens import load_encoder
 
-    filtered = run_filter(problems, attempts, rectifications, load_encoder(student), section.gamma, section.max_pairs)
+    check_model_name(student)
+    # Replies of an endpoint come in any order; what is trained on, and in which order, must not hang on that.
+    ordered = sorted(
+        rectifications, key=lambda row: (place[row.problem_id], attempt_of[row.attempt_id].sample, row.candidate)
+    )
+    filtered = run_filter(problems, attempts, ordered, load_encoder(student), section.gamma, section.max_pairs)
     if not filtered.pairs:
         reasons = Counter(row.reason for row in filtered.dropped)
         accepted = sum(row.accepted for row in rectifications)

@@ -5,6 +5,8 @@ appended is whole or absent: a torn last line, all that a kill or a full disk ca
 opened again (`Appender`).
 """
 
+import codecs
+import errno
 import fcntl
 import json
 import os
@@ -21,26 +23,38 @@ from spot.errors import UserError
 from spot.schema import Dropped, Row
 
 MAX_LINE_BYTES = 16 * 2**20
+MAX_MESSAGE = 500
 
 RowType = TypeVar("RowType", bound=Row)
 OnBadRow = Literal["error", "skip"]
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write `data` so that `path` holds either its old content or all of the new, also after a kill."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write `data` so that `path` holds either its old content or all of the new, also after a kill.
+
+    A link stays and what it leads to is replaced; a device or a pipe (/dev/stdout) is written to.
+    """
     raw = data.encode() if isinstance(data, str) else data
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            target.write_bytes(raw)
+            return
+        temporary = target.with_name(target.name + ".tmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # it takes up the room that is missing
+            raise
 
 
 class disk_errors:  # noqa: N801 (reads as a statement: `with disk_errors(path):`)
-    """Turn a full or read-only disk into one clear line; what was committed stays."""
+    """Turn a full disk, or a path that cannot be written, into one clear line; what was committed stays."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -50,8 +64,10 @@ class disk_errors:  # noqa: N801 (reads as a statement: `with disk_errors(path):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            mend = "free some room" if full else "mend the path or its permissions"
             raise UserError(
-                f"{self.path}: cannot write ({error.strerror}); free some room and run the same command again, "
+                f"{self.path}: cannot write ({error.strerror}); {mend} and run the same command again, "
                 "it goes on from what was committed"
             ) from error
 
@@ -63,6 +79,7 @@ class Appender:
         self.path = path
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._is_new = not path.exists()
             repair(path)
             # Unbuffered: what could not be written must not be tried again when the file is closed.
             self._file = path.open("ab", buffering=0)
@@ -79,7 +96,9 @@ class Appender:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; a new one to which nothing was added is taken away again."""
+        if self._is_new and not self._file.closed and self._file.tell() == 0:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def __enter__(self) -> "Appender":
@@ -93,7 +112,7 @@ def repair(path: Path) -> None:
     """Cut off a last line that does not end: what a kill in the middle of a write leaves."""
     if not path.exists():
         return
-    with path.open("rb+") as file:
+    with disk_errors(path), path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
         end = size
         while end > 0:
@@ -134,7 +153,7 @@ def _parsed(
     path: Path, kind: type[RowType], on_bad_row: OnBadRow, dropped: list[Dropped] | None
 ) -> Iterator[tuple[int, RowType]]:
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     source = _parquet_lines(path) if path.suffix == ".parquet" else _jsonl_lines(path)
     for number, raw in source:
         try:
@@ -145,7 +164,11 @@ def _parsed(
 
 def _jsonl_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """Numbered lines; `None` stands for a line that is too long to be held."""
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    with file:
         number = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -154,7 +177,7 @@ def _jsonl_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
                     raw = file.readline(MAX_LINE_BYTES)
                 yield number, None
             elif raw.strip():
-                yield number, raw
+                yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
 
 
 def _parquet_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -185,16 +208,19 @@ def _decoded(raw: bytes | None) -> str:
 def _one_line(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    errors = error.errors(include_url=False)
+    # Where a field may be text or messages, each is tried; what got furthest knows what is wrong.
+    first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
+    where = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[Message]"))
     return {
         "missing": f"the field {where!r} is missing",
         "extra_forbidden": f"unknown field {where!r}; put extra data under 'meta'",
-        "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ')})",
+        "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ').replace('line 1 ', '')})",
     }.get(first["type"], f"field {where!r}: {first['msg'][0].lower()}{first['msg'][1:]}" if where else first["msg"])
 
 
 def _bad_row(message: str, identity: str, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> None:
+    message = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}..."  # it may quote the row
     if on_bad_row == "error" or dropped is None:
         raise UserError(message)
     dropped.append(Dropped(stage="read", id=identity, reason="bad_row", detail=message))
@@ -256,19 +282,21 @@ class RunDirectory:
             raise UserError(f"{path}: a file; run.dir names a directory")
         if path.exists() and not (path / "manifest.json").exists() and _holds_anything(path):
             raise UserError(f"{path}: not empty and not a run directory; choose another run.dir")
-        if overwrite and config_file.exists():
-            with run:
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with run:
+            if overwrite and config_file.exists():
                 run._clear()
-        # A run that stopped before its first row has nothing that another config could contradict.
-        if any((path / name).exists() for name in RUN_FILES if name not in ("config.yaml", "manifest.json")):
-            difference = _difference(yaml.safe_load(config_file.read_text()), yaml.safe_load(config_text), ignoring)
-            if difference:
-                raise UserError(
-                    f"{path}: this run directory was made by another config ({difference}); "
-                    "choose another run.dir, or start over with --overwrite"
-                )
-        run.update_manifest()
-        write_atomic(config_file, config_text)
+            # A run that stopped before its first row has nothing that another config could contradict.
+            if any((path / name).exists() for name in RUN_FILES if name not in ("config.yaml", "manifest.json")):
+                difference = _difference(yaml.safe_load(config_file.read_text()), yaml.safe_load(config_text), ignoring)
+                if difference:
+                    raise UserError(
+                        f"{path}: this run directory was made by another config ({difference}); "
+                        "choose another run.dir, or start over with --overwrite"
+                    )
+            run.update_manifest()
+            write_atomic(config_file, config_text)
         return run
 
     def _clear(self) -> None:

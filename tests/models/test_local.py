@@ -1,7 +1,8 @@
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,108 @@ def test_a_batch_that_is_done_is_not_computed(directory: Path, monkeypatch: pyte
     monkeypatch.setattr(model, "_decode", lambda batch, *rest: computed.append(len(batch)) or decode(batch, *rest))
     groups(model, requests, done=[reply.id for reply in first])
     assert computed == [8, 8]
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    assert torch.get_num_threads() == 3, "lanes must leave torch's threads as they were"
+    assert asyncio.run(asyncio.to_thread(torch.get_num_threads)) == 3, "in threads that start later too"
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_batches_at_a_time_give_what_one_after_another_gives(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    torch.set_num_threads(1)
+    expected = groups(LocalModel(str(directory), batch_size=7, dtype=dtype), questions(60))
+    torch.set_num_threads(3)
+    model = LocalModel(str(directory), batch_size=7, dtype=dtype)
+    meeting = threading.Barrier(3)
+    decode = model._decode  # pyright: ignore[reportPrivateUsage]
+
+    def met(*args: Any) -> list[list[int]]:
+        meeting.wait(timeout=60)
+        assert torch.get_num_threads() == 1
+        return decode(*args)
+
+    monkeypatch.setattr(model, "_decode", met)
+    assert groups(model, questions(60)) == expected
+    assert groups(model, questions(60), done=[reply.id for group in expected[:3] for reply in group]) == expected[3:]
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_lanes_share_weights_but_no_module(directory: Path) -> None:
+    model = LocalModel(str(directory))
+    lanes = [model._models.get() for _ in range(3)]  # pyright: ignore[reportPrivateUsage]
+    assert model._models.empty()  # pyright: ignore[reportPrivateUsage]
+    assert len({id(module) for lane in lanes for module in lane.modules()}) == 3 * len(list(lanes[0].modules()))
+    for weights in zip(*(lane.parameters() for lane in lanes), strict=True):
+        assert len({weight.data_ptr() for weight in weights}) == 1
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_large_model_answers_one_batch_at_a_time(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "SMALL", 1)
+    model = LocalModel(str(directory), batch_size=7)
+    busy = threading.Lock()
+    decode = model._decode  # pyright: ignore[reportPrivateUsage]
+
+    def alone(*args: Any) -> list[list[int]]:
+        assert busy.acquire(blocking=False) and torch.get_num_threads() == 3
+        try:
+            return decode(*args)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(model, "_decode", alone)
+    assert len(groups(model, questions(30))) == 5
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_batches_before_one_that_fails_are_yielded(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LocalModel(str(directory), batch_size=8)
+    expected = groups(model, questions(64))
+    decode = model._decode  # pyright: ignore[reportPrivateUsage]
+
+    def breaks(batch: Any, *rest: Any) -> list[list[int]]:
+        if batch[0].request.id == expected[2][0].id:
+            raise FloatingPointError("not finite")
+        return decode(batch, *rest)
+
+    monkeypatch.setattr(model, "_decode", breaks)
+    came: list[list[Reply]] = []
+
+    async def gather() -> None:
+        async for group in model.generate(questions(64), SAMPLING):
+            came.append(group)
+
+    with pytest.raises(RunFailed, match="not finite"):
+        asyncio.run(gather())
+    assert came == expected[:2]
+
+
+@pytest.mark.parametrize("read_tokens", [1, 60])
+def test_prompts_read_some_rows_at_a_time_are_prompts_read_at_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, read_tokens: int
+) -> None:
+    model, tokenizer = plain(directory)
+    prompts = [local._Prompt(asked, prompt_ids(tokenizer, asked), 8) for asked in questions(15)]  # pyright: ignore[reportPrivateUsage]
+    input_ids, mask = local._left_padded(prompts)  # pyright: ignore[reportPrivateUsage]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    monkeypatch.setattr(local, "READ_TOKENS", read_tokens)
+    with torch.inference_mode():
+        cache, logits = local._read(model, input_ids, mask, positions)  # pyright: ignore[reportPrivateUsage]
+        whole = model(input_ids=input_ids, attention_mask=mask, position_ids=positions, use_cache=True)
+    torch.testing.assert_close(logits, whole.logits[:, -1])
+    seen = mask.bool()[:, None, :, None]
+    for ours, theirs in zip(cache.layers, whole.past_key_values.layers, strict=True):
+        for name in ("keys", "values"):
+            torch.testing.assert_close(getattr(ours, name) * seen, getattr(theirs, name) * seen)
 
 
 def test_cancelling_stops_at_the_next_token(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
-from spot.models.sampling import PREFIX, nucleus, sample
+from spot.models.sampling import PREFIX, WIDEN, nucleus, sample
 
 ALMOST_ONE = 1 - 2**-53
 """The largest float64 below 1: the last value a generator can give."""
@@ -50,7 +50,7 @@ uniforms = st.one_of(st.just(0.0), st.just(ALMOST_ONE), st.floats(0, 1, exclude_
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    vocab=st.sampled_from([1, 2, 5, PREFIX - 1, PREFIX, PREFIX + 1, 3 * PREFIX]),
+    vocab=st.sampled_from([1, 2, 5, PREFIX - 1, PREFIX, PREFIX + 1, 3 * PREFIX, 3 * PREFIX * WIDEN]),
     spread=st.sampled_from([0.0, 0.01, 1.0, 5.0, 200.0]),
     levels=st.sampled_from([None, 1, 4]),
     temperature=st.sampled_from([1e-30, 0.3, 0.7, 1.0, 3.0]),

@@ -9,7 +9,7 @@ from tests.rectify.conftest import MakeFailure
 from spot.errors import UserError
 from spot.rectify.base import Correction
 from spot.rectify.imported import ImportedOracle
-from spot.schema import Dropped
+from spot.schema import Dropped, Verdict
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -40,7 +40,7 @@ def test_attempt_goes_before_problem_and_the_missing_are_told(make_failure: Make
         ({"attempt_id": "a", "problem_id": "p", "response": "x"}, r"c\.jsonl:2: needs either"),
         ({"attempt_id": "a"}, r"c\.jsonl:2: the field 'response' is missing"),
         ({"attempt_id": "a", "response": 3}, r"c\.jsonl:2: field 'response'"),
-        ({"problem_id": "p0", "response": "x"}, r"c\.jsonl: two rows for problem_id 'p0'"),
+        ({"problem_id": "p0", "response": "x"}, r"c\.jsonl:2: id 'problem p0' was already used in line 1"),
     ],
 )
 def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], told: str) -> None:
@@ -51,6 +51,50 @@ def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], told: str) -> N
 
 def test_bad_rows_can_be_skipped_and_are_recorded(tmp_path: Path) -> None:
     dropped: list[Dropped] = []
-    file = write(tmp_path / "c.jsonl", {"response": "x"}, {"problem_id": "p0", "response": "ok"})
-    ImportedOracle(file, on_bad_row="skip", dropped=dropped)
-    assert [row.id for row in dropped] == ["line 1"]
+    good = {"problem_id": "p0", "response": "ok"}
+    ImportedOracle(write(tmp_path / "c.jsonl", {"response": "x"}, good, good), on_bad_row="skip", dropped=dropped)
+    assert [row.id for row in dropped] == ["line 1", "line 3"]
+
+
+def test_corrections_that_correct_nothing_are_told(make_failure: MakeFailure, tmp_path: Path) -> None:
+    wrong = [make_failure(number).attempt for number in range(3)]
+    right = [
+        attempt.model_copy(update={"verdict": Verdict(correct=True)})
+        for attempt in (make_failure(3).attempt, make_failure(4).attempt)
+    ]
+    file = write(
+        tmp_path / "c.jsonl",
+        {"attempt_id": "p0#0", "response": "used"},
+        {"problem_id": "p0", "response": "its only wrong attempt has one of its own"},
+        {"problem_id": "p1", "response": "used"},
+        {"attempt_id": "p3#0", "response": "the attempt is right"},
+        {"problem_id": "p4", "response": "its attempt is right"},
+        {"attempt_id": "p1#7", "response": "no such attempt"},
+        {"problem_id": "p9", "response": "no such problem"},
+    )
+    unused = ImportedOracle(file).unused([*wrong, *right])
+    assert {row.id: (row.reason, row.detail) for row in unused} == {
+        "p3#0": ("no_such_failure", "this attempt is correct, not wrong"),
+        "p1#7": ("no_such_failure", "there is no attempt of this id"),
+        "p0": ("superseded", "each wrong attempt at this problem has a correction of its own"),
+        "p4": ("no_such_failure", "no attempt at this problem is wrong"),
+        "p9": ("no_such_failure", "no attempt is at it"),
+    }
+    assert {row.stage for row in unused} == {"rectify"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([], r"c\.jsonl: none of its 0 corrections is of a wrong attempt; name wrong attempts by attempt_id"),
+        (
+            [{"attempt_id": "p9", "response": "x"}, {"problem_id": "p8", "response": "x"}],
+            r"none of its 2 corrections is of a wrong attempt \(the first, 'p9': there is no attempt of this id\)",
+        ),
+    ],
+)
+def test_a_file_that_corrects_nothing_at_all_is_refused(
+    make_failure: MakeFailure, tmp_path: Path, rows: list[dict[str, Any]], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        ImportedOracle(write(tmp_path / "c.jsonl", *rows)).unused([make_failure().attempt])

@@ -37,7 +37,7 @@ def contains_answer(response: str, problem: Problem) -> Verdict:
 def run(path: Path, failures: Sequence[Failure], oracle: Oracle, done: set[str] | None = None) -> list[Rectification]:
     with Appender(path) as appender:
         asyncio.run(rectify(failures, oracle, contains_answer, appender, done=done or set()))
-    return read_rows(path, Rectification)
+    return read_rows(path, Rectification) if path.exists() else []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_an_oracle_that_miscounts_is_stopped(
     failures = [make_failure(0), make_failure(1)]
     with pytest.raises(UserError, match=told):
         run(tmp_path / "r.jsonl", failures, TableOracle(lambda _: Correction(answered, "4")))
-    assert read_rows(tmp_path / "r.jsonl", Rectification) == []
+    assert not (tmp_path / "r.jsonl").exists()
 
 
 MODULE = """

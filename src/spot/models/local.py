@@ -3,12 +3,19 @@
 Batches are cut from the whole list of requests, sorted by prompt length, whatever has been answered before; each row
 draws from the generator of its own seed; a batch is answered, and committed, as a whole. So on the same machine, with
 the same libraries, thread count and batch size, a resumed run writes the rows that an uninterrupted one writes.
+
+A small model on a CPU answers as many batches at a time as torch has threads, each in a lane of its own: a thread, its
+share of torch's threads, and its copy of the modules. Batches come out in their order, and none depends on another.
 """
 
 import asyncio
+import copy
 import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -16,14 +23,23 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
 from spot.errors import RunFailed, UserError
 from spot.hub import check_model_name
 from spot.models.base import Reply, Request
+from spot.models.cache import can_join, growing_cache, joined
 from spot.models.sampling import sample
 from spot.schema import Message, Sampling, as_dicts
+
+READ_TOKENS = 4096
+"""How many tokens of prompts, padding included, go through the model at once, but never less than one prompt."""
+
+SMALL = 100_000_000
+"""A model with fewer parameters answers several batches at a time on a CPU: one alone does not keep its cores busy."""
+
+LANES = 4
+"""How many batches at most; each holds a cache of its own, and all share one Python."""
 
 SHRINK_AT = 0.75
 """Finished rows leave a batch once no more than this share of its rows is unfinished; leaving copies the cache."""
@@ -70,9 +86,12 @@ class LocalModel:
         self._device = _device(device)
         logging.disable_progress_bar()  # loading is quick where it matters, and its bar tears through ours
         self._tokenizer = _load_tokenizer(path)
-        self._model = _load_model(path, _dtype(dtype), self._device)
-        self._context = _context(self._model.config)
-        ends = self._model.generation_config.eos_token_id
+        model = _load_model(path, _dtype(dtype), self._device)
+        small = self._device.type == "cpu" and sum(weight.numel() for weight in model.parameters()) < SMALL
+        self._lanes = min(LANES, torch.get_num_threads()) if small else 1
+        self._models = _replicas(model, self._lanes)
+        self._context = _context(model.config)
+        ends = model.generation_config.eos_token_id
         ends = self._tokenizer.eos_token_id if ends is None else ends
         if ends is None:
             raise UserError(f"{path}: no end-of-turn token; set eos_token_id in its generation_config.json")
@@ -83,27 +102,34 @@ class LocalModel:
     ) -> AsyncIterator[list[Reply]]:
         """Answer `requests` batch by batch, the longest prompts first; one group is what a batch had missing.
 
-        The work is done in a thread, so the event loop stays free; it stops at the next token when this is cancelled.
+        The work is done in threads, so the event loop stays free; it stops at the next token when this is cancelled.
         """
         stopped = threading.Event()
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(self._lanes, "spot-model", torch.set_num_threads, (max(1, threads // self._lanes),))
         try:
             prompts, refused = await asyncio.to_thread(self._prepare, requests, sampling)
             if failures := [reply for reply in refused if reply.id not in done]:
                 yield failures
             # The sort is stable: equal lengths stay in the order of the requests.
             prompts.sort(key=lambda prompt: -len(prompt.token_ids))
-            for start in range(0, len(prompts), self._batch_size):
-                batch = prompts[start : start + self._batch_size]
-                if all(prompt.request.id in done for prompt in batch):
-                    continue
-                replies = await asyncio.to_thread(self._answer, batch, sampling, stopped)
+            cuts = [*range(0, len(prompts), self._batch_size), len(prompts)]
+            if len(cuts) > 2:
+                cuts[-2] = (cuts[-3] + cuts[-1] + 1) // 2  # the last two are even, so that lanes end together
+            batches = [prompts[start:end] for start, end in pairwise(cuts)]
+            batches = [batch for batch in batches if any(prompt.request.id not in done for prompt in batch)]
+            # At once, so that every lane has work; awaited, and so yielded, in order.
+            for answering in [pool.submit(self._answer, batch, sampling, stopped) for batch in batches]:
+                replies = await asyncio.wrap_future(answering)
                 yield [reply for reply in replies if reply.id not in done]
         finally:
             stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            torch.set_num_threads(threads)  # what a thread sets for itself becomes the default of those that follow
 
     def close(self) -> None:
         """Free the model's memory; it cannot be asked afterwards."""
-        del self._model
+        del self._models
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -147,8 +173,9 @@ class LocalModel:
             return error
 
     def _answer(self, batch: list[_Prompt], sampling: Sampling, stopped: threading.Event) -> list[Reply]:
+        model = self._models.get()
         try:
-            answers = self._decode(batch, sampling, stopped)
+            answers = self._decode(batch, model, sampling, stopped)
         except FloatingPointError as error:
             raise RunFailed(f"{self._path}: {error}; its weights are broken, or its dtype is too narrow") from error
         except torch.OutOfMemoryError as error:
@@ -156,6 +183,8 @@ class LocalModel:
                 f"{self._path}: out of memory on {self._device} with {len(batch)} answers at a time; "
                 "lower the batch size"
             ) from error
+        finally:
+            self._models.put(model)
         ended = [ids[-1] in self._end_ids for ids in answers]
         bodies = [ids[:-1] if end else ids for ids, end in zip(answers, ended, strict=True)]
         texts = self._tokenizer.batch_decode(bodies, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -165,7 +194,9 @@ class LocalModel:
         ]
 
     @torch.inference_mode()
-    def _decode(self, batch: list[_Prompt], sampling: Sampling, stopped: threading.Event) -> list[list[int]]:
+    def _decode(
+        self, batch: list[_Prompt], model: Any, sampling: Sampling, stopped: threading.Event
+    ) -> list[list[int]]:
         """Sample one answer a prompt; the end-of-turn token is included where it was drawn.
 
         In the loop `rows` maps the rows still in the batch to those it began with; `tokens` and `uniforms` are
@@ -180,26 +211,15 @@ class LocalModel:
         rows = torch.arange(len(batch), device=device)
         unfinished = torch.ones_like(rows, dtype=torch.bool)
 
-        cache = _cache(self._model.config)
         input_ids, mask = (tensor.to(device) for tensor in _left_padded(batch))
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        cache, logits = _read(model, input_ids, mask, positions)
         for step in range(len(uniforms)):
             if stopped.is_set():
                 raise asyncio.CancelledError
-            output = self._model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            drawn = sample(
-                output.logits[:, -1],
-                uniforms[step, rows],
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-            )
+            if step:
+                logits = _logits(model, input_ids, mask, positions, cache)
+            drawn = sample(logits, uniforms[step, rows], temperature=sampling.temperature, top_p=sampling.top_p)
             tokens[step, rows] = drawn
             lengths[rows] += unfinished
             unfinished &= ~(torch.isin(drawn, ends) | (budgets[rows] == step + 1))
@@ -221,50 +241,43 @@ class LocalModel:
         return [ids[:length] for ids, length in zip(by_row, lengths.tolist(), strict=True)]
 
 
-class _GrowingLayer(DynamicLayer):
-    """A full-attention cache layer that writes into spare room instead of copying all it holds at every token."""
-
-    _buffers: tuple[Tensor, Tensor]
-
-    def update(
-        self,
-        key_states: Tensor,
-        value_states: Tensor,
-        *args: Any,  # noqa: ARG002 (transformers' signature)
-        **kwargs: Any,  # noqa: ARG002
-    ) -> tuple[Tensor, Tensor]:
-        """Append `(batch, heads, new, dim)` keys and values; return all of them as views."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._buffers = (key_states[:, :, :0], value_states[:, :, :0])
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if end > self._buffers[0].shape[-2]:
-            self._buffers = (_enlarged(self._buffers[0], start, end), _enlarged(self._buffers[1], start, end))
-        self._buffers[0][:, :, start:end] = key_states
-        self._buffers[1][:, :, start:end] = value_states
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Any) -> None:
-        """Keep the rows `beam_idx`; transformers' name for it, from beam search."""
-        length = self.get_seq_length()
-        self._buffers = (self._buffers[0].index_select(0, beam_idx), self._buffers[1].index_select(0, beam_idx))
-        self.keys, self.values = (buffer[:, :, :length] for buffer in self._buffers)
+def _replicas(model: Any, count: int) -> SimpleQueue[Any]:
+    """One a lane: `model`, and copies over the same weights, as some modules (rotary embeddings) change when run."""
+    replicas: SimpleQueue[Any] = SimpleQueue()
+    replicas.put(model)
+    for _ in range(count - 1):
+        replicas.put(copy.deepcopy(model, {id(weight): weight for weight in model.parameters()}))
+    return replicas
 
 
-def _enlarged(buffer: Tensor, length: int, needed: int) -> Tensor:
-    batch, heads, _, dim = buffer.shape
-    larger = buffer.new_empty(batch, heads, max(needed + 64, length * 3 // 2), dim)
-    larger[:, :, :length] = buffer[:, :, :length]
-    return larger
+def _read(model: Any, input_ids: Tensor, mask: Tensor, positions: Tensor) -> tuple[DynamicCache, Tensor]:
+    """Put `(batch, longest)` prompts through the model; return its cache and the `(batch, vocab)` logits after them.
+
+    They go through some rows at a time where the cache can be put together again: what the layers make of a whole
+    batch is far larger than a processor's cache, and on a GPU can need more memory than all the answers.
+    """
+    batch, longest = input_ids.shape
+    rows = max(1, READ_TOKENS // longest) if can_join(growing_cache(model.config)) else batch
+    parts: list[DynamicCache] = []
+    logits: list[Tensor] = []
+    for start in range(0, batch, rows):
+        some = slice(start, start + rows)
+        parts.append(growing_cache(model.config))
+        logits.append(_logits(model, input_ids[some], mask[some], positions[some], parts[-1]))
+    return joined(parts, model.config), torch.cat(logits)
 
 
-def _cache(config: Any) -> DynamicCache:
-    """The cache that fits the model's layers, with the plain full-attention ones made to grow in place."""
-    cache = DynamicCache(config=config)
-    cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+def _logits(model: Any, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    """The `(batch, vocab)` logits after the last of the `(batch, new)` tokens, which go into `cache`."""
+    output = model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1]
 
 
 def _left_padded(batch: list[_Prompt]) -> tuple[Tensor, Tensor]:

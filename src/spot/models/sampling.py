@@ -13,8 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PREFIX = 64
-"""How many of the most probable tokens are ordered first; a nucleus that may be wider gets the whole vocabulary."""
+PREFIX = 8
+"""How many of the most probable tokens are ordered first; most nuclei are narrower."""
+
+WIDEN = 8
+"""Rows whose nucleus may be wider are ordered again, so many times as far, up to the whole vocabulary."""
 
 
 class Nucleus(NamedTuple):
@@ -45,13 +48,15 @@ def sample(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float
     # The largest logit becomes 0 before the division, so a tiny temperature cannot overflow it.
     probs = torch.softmax((logits.to(precise) - top.to(precise)) / temperature, dim=-1)
     vocab = probs.shape[-1]
-    if top_p == 1:
-        return _pick(nucleus(probs, top_p, vocab), uniforms)
-    narrow = nucleus(probs, top_p, min(PREFIX, vocab))
-    ids = _pick(narrow, uniforms)
-    wide_rows = (~narrow.is_exact).squeeze(1).nonzero().squeeze(1)
-    if len(wide_rows):
-        ids[wide_rows] = _pick(nucleus(probs[wide_rows], top_p, vocab), uniforms[wide_rows])
+    width = vocab if top_p == 1 else min(PREFIX, vocab)
+    kept = nucleus(probs, top_p, width)
+    ids = _pick(kept, uniforms)
+    rows = (~kept.is_exact).squeeze(1).nonzero().squeeze(1)
+    while len(rows):
+        width = min(width * WIDEN, vocab)
+        kept = nucleus(probs[rows], top_p, width)
+        ids[rows] = _pick(kept, uniforms[rows])
+        rows = rows[~kept.is_exact.squeeze(1)]
     return ids
 
 

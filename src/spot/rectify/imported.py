@@ -1,5 +1,6 @@
 """The Oracle that is a file: corrections that people or other tools have made."""
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from spot.errors import UserError
 from spot.rectify.base import Correction, Failure
-from spot.schema import Dropped, Row
+from spot.schema import Attempt, Dropped, Row
 from spot.store import OnBadRow, read_rows
 
 
@@ -20,6 +21,11 @@ class ImportedCorrection(Row):
     problem_id: str | None = None
     response: str
     meta: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """What it corrects; two rows for one target are refused like any repeated id."""
+        return f"attempt {self.attempt_id}" if self.attempt_id is not None else f"problem {self.problem_id}"
 
     @model_validator(mode="after")
     def _one_target(self) -> "ImportedCorrection":
@@ -41,17 +47,10 @@ class ImportedOracle:
         self, path: Path, name: str = "import", on_bad_row: OnBadRow = "error", dropped: list[Dropped] | None = None
     ) -> None:
         self.name = name
-        self._by_attempt: dict[str, str] = {}
-        self._by_problem: dict[str, str] = {}
-        for row in read_rows(path, ImportedCorrection, on_bad_row, dropped):
-            texts, target = (
-                (self._by_problem, row.problem_id) if row.attempt_id is None else (self._by_attempt, row.attempt_id)
-            )
-            assert target is not None
-            if target in texts:
-                field = "problem_id" if row.attempt_id is None else "attempt_id"
-                raise UserError(f"{path}: two rows for {field} {target!r}; keep one of them")
-            texts[target] = row.response
+        self._path = path
+        rows = read_rows(path, ImportedCorrection, on_bad_row, dropped)
+        self._by_attempt = {row.attempt_id: row.response for row in rows if row.attempt_id is not None}
+        self._by_problem = {row.problem_id: row.response for row in rows if row.problem_id is not None}
 
     async def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
         """All corrections in one group."""
@@ -61,3 +60,32 @@ class ImportedOracle:
         attempt = failure.attempt
         text = self._by_attempt.get(attempt.id, self._by_problem.get(attempt.problem_id))
         return Correction(attempt_id=attempt.id, text=text, reason="not_in_file" if text is None else "")
+
+    def unused(self, attempts: Sequence[Attempt]) -> list[Dropped]:
+        """The corrections that no wrong one of `attempts` takes, each with why. Raises `UserError` where all are."""
+        outcome_of = {attempt.id: attempt.outcome for attempt in attempts}
+        at_problem: defaultdict[str, list[Attempt]] = defaultdict(list)
+        for attempt in attempts:
+            at_problem[attempt.problem_id].append(attempt)
+        unused: list[Dropped] = []
+
+        def drop(target: str, detail: str, reason: str = "no_such_failure") -> None:
+            unused.append(Dropped(stage="rectify", id=target, reason=reason, detail=detail))
+
+        for target in self._by_attempt:
+            if outcome_of.get(target) != "wrong":
+                found = outcome_of.get(target)
+                drop(target, f"this attempt is {found}, not wrong" if found else "there is no attempt of this id")
+        for target in self._by_problem:
+            wrong = [attempt.id for attempt in at_problem[target] if attempt.outcome == "wrong"]
+            if not wrong:
+                drop(target, "no attempt at this problem is wrong" if at_problem[target] else "no attempt is at it")
+            elif self._by_attempt.keys() >= set(wrong):
+                drop(target, "each wrong attempt at this problem has a correction of its own", "superseded")
+        if len(unused) == len(self._by_attempt) + len(self._by_problem):
+            first = f" (the first, {unused[0].id!r}: {unused[0].detail})" if unused else ""
+            raise UserError(
+                f"{self._path}: none of its {len(unused)} corrections is of a wrong attempt{first}; name wrong "
+                "attempts by attempt_id, or their problems by problem_id"
+            )
+        return unused

@@ -30,7 +30,9 @@ def collect(run: RunDirectory, config: RunConfig) -> Summary:
     resumed = [stage for stage, goes in manifest.get("goes", {}).items() if goes > 1 and stage in stages]
     notes = list(config.report.notes)
     if resumed:
-        notes.append(f"Resumed after a stop: {', '.join(resumed)}; their seconds are those of the last go only.")
+        notes.append(
+            f"Resumed after a stop: {', '.join(resumed)}; their seconds and memory are those of the last go only."
+        )
     return Summary(
         name=config.run.name,
         student=config.student.model,

@@ -1,0 +1,172 @@
+"""Single commands over files: bad input is one line and exit code 2, nothing is left behind or lost silently."""
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from tests.fake_server import FakeServer, failure
+
+from spot import cli
+from spot.schema import Attempt, Pair, Problem, Rectification, Verdict
+from spot.store import read_dropped, read_rows, write_rows
+
+PROBLEM = '{"id": "a", "prompt": "What is 1 + 1?", "answer": "2"}\n'
+WRONG = Attempt(
+    id="a#0", problem_id="a", sample=0, response="It is \\boxed{3}", finish_reason="stop",
+    verdict=Verdict(correct=False), model="m",
+)  # fmt: skip
+FIXED = Rectification(
+    id="a#0~import.0", attempt_id="a#0", problem_id="a", oracle="import", mode="import", candidate=0,
+    response="It is \\boxed{2}", verdict=Verdict(correct=True), accepted=True,
+)  # fmt: skip
+FILES = {
+    "p.jsonl": PROBLEM,
+    "a.jsonl": WRONG.model_dump_json() + "\n",
+    "r.jsonl": FIXED.model_dump_json() + "\n",
+    "c.jsonl": '{"attempt_id": "a#0", "response": "It is \\\\boxed{2}"}\n',
+    "w.jsonl": '{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n',
+}
+STAGES = {
+    "elicit": "elicit --model lab --problems p.jsonl --output out/a.jsonl elicit.attempts=w.jsonl",
+    "rectify": "rectify --problems p.jsonl --attempts a.jsonl --output out/r.jsonl rectify.oracle=import "
+    "rectify.path=c.jsonl",
+    "filter": "filter --model lab --problems p.jsonl --attempts a.jsonl --rectifications r.jsonl --output out/f.jsonl",
+}
+
+SpotHere = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def spot_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> SpotHere:
+    """`spot` in this process and in `tmp_path`: exit code and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["spot", *arguments])
+        handler = signal.getsignal(signal.SIGINT)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        signal.signal(signal.SIGINT, handler)
+        return int(end.value.code or 0), capfd.readouterr().err
+
+    return run
+
+
+def write_files(place: Path, **others: bytes) -> None:
+    for name, text in FILES.items():
+        (place / name).write_bytes(text.encode() + others.get(name[0], b""))
+
+
+@pytest.mark.parametrize(("stage", "read"), [("elicit", "p"), ("rectify", "pac"), ("filter", "par")])
+@pytest.mark.parametrize(
+    "row", [b"{oops\n", b"[1]\n", b'{"id": "b"}\n', b'{"id": 3}\n', b'{"id": "\xff"}\n', b"x" * (50 * 2**20)]
+)
+def test_a_bad_row_in_any_file_of_a_stage(
+    spot_here: SpotHere, tmp_path: Path, stage: str, read: str, row: bytes
+) -> None:
+    for name in read:
+        write_files(tmp_path, **{name: row})
+        code, errors = spot_here(*STAGES[stage].split())
+        assert code == 2 and errors.startswith(f"error: {name}.jsonl:2: ") and errors.count("\n") == 1, errors
+        assert not (tmp_path / "out").exists()
+    write_files(tmp_path, **dict.fromkeys(read, row))
+    assert spot_here(*STAGES[stage].split(), "--on-bad-row", "skip") == (0, "")
+    (record,) = (tmp_path / "out").glob("*.dropped.jsonl")
+    assert [row.detail.partition(" ")[0] for row in read_dropped(record)] == [f"{name}.jsonl:2:" for name in read]
+    write_files(tmp_path)
+    assert spot_here(*STAGES[stage].split()) == (0, "")
+    assert not record.exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed", "message"),
+    [
+        ("elicit", ["elict.samples=2"], "did you mean elicit?"),
+        ("elicit", ["elicit.sample=2"], "did you mean 'samples'?"),
+        ("elicit", ["--problems", "empty.jsonl"], "empty.jsonl: no problems"),
+        ("elicit", ["--problems", "none.jsonl"], "none.jsonl: no such file"),
+        ("elicit", ["--problems", "."], ".: not a file"),
+        ("elicit", ["--output", "."], ".: a directory; --output names a file"),
+        ("elicit", ["--output", "p.jsonl/a.jsonl"], "p.jsonl/a.jsonl: cannot write (File exists); mend the path"),
+        ("elicit", ["student.base_url=http://127.0.0.1:9/v1", "elicit.attempts=null"], "127.0.0.1:9"),
+        ("rectify", ["--attempts", "right.jsonl"], "no wrong attempts to learn from (1 correct)"),
+        ("rectify", ["rectify.path=empty.jsonl"], "empty.jsonl: none of its 0 corrections is of a wrong attempt"),
+        ("rectify", ["rectify.oracle=model", "rectify.model=m", "rectify.base_url=http://127.0.0.1:9/v1"], ":9/v1"),
+        ("filter", ["--rectifications", "empty.jsonl"], "no pair is left of 0 accepted corrections"),
+        ("filter", ["--rectifications", "astray.jsonl"], "rectification 'a#0~import.0': its problem or attempt"),
+        ("filter", ["--model", "nowhere"], "nowhere: no such model directory"),
+        ("filter", ["--on-bad-row", "drop"], "run.on_bad_row"),
+    ],
+)  # fmt: skip
+def test_bad_use_of_a_stage_is_one_line_and_nothing_is_left(
+    spot_here: SpotHere, tmp_path: Path, stage: str, changed: Sequence[str], message: str
+) -> None:
+    write_files(tmp_path)
+    (tmp_path / "empty.jsonl").touch()
+    right = WRONG.model_copy(update={"verdict": Verdict(correct=True)})
+    write_rows(tmp_path / "right.jsonl", [right])
+    write_rows(tmp_path / "astray.jsonl", [FIXED.model_copy(update={"attempt_id": "a"})])
+    code, errors = spot_here(*STAGES[stage].split(), *changed)
+    assert code == 2 and errors.startswith("error: ") and message in errors and errors.count("\n") == 1, errors
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize("stage", ["elicit", "rectify"])
+def test_a_refused_key_is_one_line_and_nothing_is_left(spot_here: SpotHere, tmp_path: Path, stage: str) -> None:
+    write_files(tmp_path)
+    with FakeServer(lambda seen: failure(401)) as server:
+        settings = {
+            "elicit": [f"student.base_url={server.url}", "elicit.attempts=null"],
+            "rectify": ["rectify.oracle=model", "rectify.model=m", f"rectify.base_url={server.url}"],
+        }
+        code, errors = spot_here(*STAGES[stage].split(), *settings[stage])
+    assert code == 2 and "wants a key (HTTP 401)" in errors and errors.count("\n") == 1
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_full_disk_under_the_output_of_a_command_is_one_line(
+    spot_here: SpotHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_files(tmp_path)
+    monkeypatch.setattr(os, "fsync", full)
+    for stage in STAGES.values():
+        code, errors = spot_here(*stage.split())
+        assert code == 2 and "(No space left on device); free some room" in errors and errors.count("\n") == 1
+    assert not list(tmp_path.glob("out/*.tmp"))
+
+
+def test_corrections_that_correct_nothing_are_recorded_and_counted(spot_here: SpotHere, tmp_path: Path) -> None:
+    write_files(tmp_path, c=b'{"attempt_id": "typo", "response": "x"}\n')
+    (tmp_path / "c.yaml").write_text(
+        "run: {dir: run, stages: [elicit, rectify, report]}\nproblems: {source: p.jsonl}\n"
+        "elicit: {attempts: w.jsonl}\nrectify: {oracle: import, path: c.jsonl}\n"
+    )
+    assert spot_here("run", "c.yaml") == (0, "")
+    (row,) = read_dropped(tmp_path / "run/dropped.jsonl")
+    assert (row.stage, row.id, row.reason) == ("rectify", "typo", "no_such_failure")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["counts"]["dropped"] == {"no_such_failure": 1}
+
+
+def test_pairs_do_not_depend_on_the_order_in_which_replies_came(spot_here: SpotHere, tmp_path: Path) -> None:
+    problems = [Problem(id=f"p{n}", prompt="What is 1 + 1?", answer="2") for n in range(4)]
+    attempts = [WRONG.model_copy(update={"id": f"{row.id}#0", "problem_id": row.id}) for row in problems]
+    fixes = [
+        FIXED.model_copy(update={"id": f"{row.id}~import.0", "attempt_id": row.id, "problem_id": row.problem_id})
+        for row in attempts
+    ]
+    write_rows(tmp_path / "p.jsonl", problems)
+    for name, step in {"straight": 1, "reversed": -1}.items():
+        write_rows(tmp_path / "a.jsonl", attempts[::step])
+        write_rows(tmp_path / "r.jsonl", fixes[::step])
+        assert spot_here(*STAGES["filter"].split(), "--output", name, "filter.max_pairs=3") == (0, "")
+    pairs = read_rows(tmp_path / "straight", Pair)
+    assert [pair.problem_id for pair in pairs] == ["p0", "p1", "p2"]
+    assert read_rows(tmp_path / "reversed", Pair) == pairs
