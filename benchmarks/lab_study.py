@@ -25,7 +25,7 @@ from rich.console import Console
 from spot import stages
 from spot.config import RunConfig, load_config
 from spot.evaluate.statistics import compare, score
-from spot.hub import fingerprint
+from spot.hub import fingerprint, model_path
 from spot.lab.world import FAMILIES, World, story_of
 from spot.pipeline import Pipeline
 from spot.schema import Attempt, Message, Pair, Problem, text_of
@@ -140,7 +140,7 @@ class Study:
         config = place.config(seed, *overrides)
         key = {
             "world": place.world,
-            "student": fingerprint(Path(stages.student_path(config.student))),
+            "student": fingerprint(Path(model_path(config.student.model))),
             "seed": seed,
             "variant": name,
             "split": split,
@@ -153,7 +153,7 @@ class Study:
         run, pairs, problems = pairs_of(place, seed)
         directory = run.path / "variants" / name
         used = change(pairs, problems) if change else pairs
-        student = stages.student_path(config.student)
+        student = model_path(config.student.model)
         stages.train(
             used,
             student,

@@ -22,7 +22,7 @@ def write(tmp_path: Path, text: str) -> Path:
     [
         ("train: {bta: 1}", r"unknown key 'train.bta'; did you mean 'beta'\?"),
         ("trian: {beta: 1}", r"unknown key 'trian'; did you mean 'train'\?"),
-        ("train: {zzz: 1}", r"unknown key 'train.zzz'; known here: objective, beta"),
+        ("train: {zzz: 1}", r"unknown key 'train.zzz'; known here: objective, loss_weights"),
         ("train: {beta: -1}", r"train.beta: input should be greater than 0 \(got -1\)"),
         ("filter: {gamma: x}", r"filter.gamma: .*number.*\(got 'x'\)"),
         ("run: {stages: [train, polish]}", r"run.stages.1: .*'elicit'.*\(got 'polish'\)"),

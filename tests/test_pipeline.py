@@ -135,7 +135,7 @@ BAD_INPUT = {
     ),
     "task twice": (["run", "c.yaml", "evaluate.tasks=[ood, ood.jsonl]"], "two tasks are called 'ood'"),
     "unknown task": (["run", "c.yaml", "evaluate.tasks=[ifeval]"], "unknown task 'ifeval'"),
-    "unknown objective": (["run", "c.yaml", "train.objective=bco"], "train.objective"),
+    "unknown objective": (["run", "c.yaml", "train.objective=bco"], "train: unknown loss 'bco'"),
     "idle override": (
         ["filter", "--model", "lab", "--problems", "p.jsonl", "--attempts", "a", "--rectifications", "r",
          "--output", "o.jsonl", "train.beta=1"],

@@ -161,6 +161,11 @@ class Answer(Row):
     model: str = "import"
     finish_reason: FinishReason = "stop"
 
+    @property
+    def id(self) -> str:
+        """What it answers; two rows for one sample of a problem are refused like any repeated id."""
+        return f"problem {self.problem_id}, sample {self.sample}"
+
 
 def import_answers(
     path: Path,
@@ -175,7 +180,7 @@ def import_answers(
     With `on_bad_row="skip"` bad rows and answers to unknown problems go to `dropped`; else `UserError` names them.
     """
     problem_of = {problem.id: problem for problem in problems}
-    attempts: dict[str, Attempt] = {}
+    attempts: list[Attempt] = []
     for row in read_rows(path, Answer, on_bad_row, dropped):
         attempt_id = f"{row.problem_id}#{row.sample}"
         if row.problem_id not in problem_of:
@@ -183,16 +188,16 @@ def import_answers(
                 dropped.append(Dropped(stage="elicit", id=attempt_id, reason="unknown_problem"))
                 continue
             raise UserError(f"{path}: an answer to the unknown problem {row.problem_id!r}; add it to problems.source")
-        if attempt_id in attempts:
-            raise UserError(f"{path}: two answers for {attempt_id!r}; number the samples of a problem")
-        attempts[attempt_id] = Attempt(
-            id=attempt_id,
-            problem_id=row.problem_id,
-            sample=row.sample,
-            response=row.response,
-            finish_reason=row.finish_reason,
-            verdict=verifier(row.response, problem_of[row.problem_id]),
-            model=row.model,
+        attempts.append(
+            Attempt(
+                id=attempt_id,
+                problem_id=row.problem_id,
+                sample=row.sample,
+                response=row.response,
+                finish_reason=row.finish_reason,
+                verdict=verifier(row.response, problem_of[row.problem_id]),
+                model=row.model,
+            )
         )
-    write_rows(output, list(attempts.values()))
-    return list(attempts.values())
+    write_rows(output, attempts)
+    return attempts

@@ -215,6 +215,7 @@ def filter_command(
 ) -> None:
     """Keep the corrections that change little and write them as TRL preference pairs."""
     from spot import stages
+    from spot.hub import model_path
     from spot.schema import Attempt, Dropped, Problem, Rectification
     from spot.store import read_rows, write_rows
 
@@ -224,7 +225,7 @@ def filter_command(
         read_rows(problems, Problem, skip, dropped),
         read_rows(attempts, Attempt, skip, dropped),
         read_rows(rectifications, Rectification, skip, dropped),
-        stages.student_path(config.student),
+        model_path(config.student.model),
         config.filter,
     )
     told = _record(dropped + filtered.dropped, output)

@@ -146,11 +146,14 @@ class FilterSection(Section):
 class TrainSection(Section):
     """Training, with the paper's values as defaults (method.md, Training facts)."""
 
-    objective: Literal["spot_bco", "spot_bce", "dpo", "reward_sft", "sft"] = "spot_bco"
+    objective: str | list[str] = "spot_bco"  # by name, or module:function; several are summed
+    loss_weights: list[float] | None = None
     beta: float = Field(default=0.1, gt=0)
     reward_shift: Literal["ema", "cumulative", "none"] = "ema"
     shift_decay: float = Field(default=0.9, ge=0, lt=1)
     sft_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
+    kl_coefficient: float = Field(default=0.1, ge=0)
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     score_rejected: bool = True
     learning_rate: float = Field(default=1e-6, gt=0)
     num_train_epochs: int = Field(default=2, ge=1)
@@ -165,6 +168,11 @@ class TrainSection(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     save_steps: float = Field(default=0.25, gt=0)
+
+    @property
+    def objectives(self) -> list[str]:
+        """The objectives as a list."""
+        return [self.objective] if isinstance(self.objective, str) else self.objective
 
 
 class EvaluateSection(SamplingSection):

@@ -1,12 +1,25 @@
-"""Names and files of models: a directory told from a name on the hub, and one set of weights from another."""
+"""Names and files of models: a directory told from a name on the hub, what is in it loaded, its weights told apart."""
 
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from spot.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+
+
+def model_path(name: str) -> str:
+    """Where the weights called `name` are: the bundled student's directory for `lab`, else `name` as it stands."""
+    if name != "lab":
+        return name
+    from spot.lab.student import STUDENT_DIR
+
+    return str(STUDENT_DIR)
 
 
 def check_model_name(path: str) -> None:
@@ -14,6 +27,40 @@ def check_model_name(path: str) -> None:
     # `runs/model` looks like a hub name too; where there is a folder `runs`, a directory is meant.
     if not Path(path).is_dir() and (Path(path).parent.is_dir() or not HUB_NAME.fullmatch(path)):
         raise UserError(f"{path}: no such model directory, and not a hub name (owner/name) either")
+
+
+def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of the model at `path`, a directory or a hub name. Raises `UserError` where there is none."""
+    check_model_name(str(path))
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # broken files surface as many types, some of them bare `Exception`
+        raise UserError(f"{path}: no tokenizer that transformers can load ({_first_line(error)})") from error
+
+
+def load_model(path: str | Path, dtype: Any = "auto") -> "PreTrainedModel":
+    """The causal language model at `path`; raises `UserError` where there is none, or not all of its weights.
+
+    `dtype` is torch's, or "auto" for that of the files.
+    """
+    check_model_name(str(path))
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except Exception as error:  # as above
+        raise UserError(f"{path}: not a model that transformers can load ({_first_line(error)})") from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        # transformers fills these with random numbers and goes on.
+        raise UserError(f"{path}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def fingerprint(model_dir: Path) -> str:

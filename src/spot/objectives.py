@@ -17,6 +17,7 @@ from torch.nn.functional import logsigmoid
 
 ShiftKind = Literal["ema", "cumulative", "none"]
 Reduction = Literal["token_mean", "sequence_sum"]
+KLEstimator = Literal["k1", "k2", "k3"]
 
 
 class LossOutput(NamedTuple):
@@ -97,20 +98,83 @@ def sft(
 
     Raises `ValueError` on shapes that differ, an unknown reduction, and a batch without completion tokens.
     """
+    return _reduced(-_selected(token_logps, completion_mask), completion_mask, reduction, mean_tokens)  # eq. 2
+
+
+def dft(
+    token_logps: Tensor,
+    completion_mask: Tensor,
+    *,
+    reduction: Reduction = "token_mean",
+    mean_tokens: float | None = None,
+) -> Tensor:
+    """Dynamic fine-tuning (arXiv 2508.05629): `sft` with each token weighted by its own probability, held constant.
+
+    Shapes, reductions and errors are those of `sft`.
+    """
+    kept = _selected(token_logps, completion_mask)
+    return _reduced(-kept.detach().exp() * kept, completion_mask, reduction, mean_tokens)
+
+
+def kl_sft(
+    token_logps: Tensor,
+    ref_token_logps: Tensor,
+    completion_mask: Tensor,
+    *,
+    coefficient: float,
+    estimator: KLEstimator = "k3",
+    reduction: Reduction = "token_mean",
+    mean_tokens: float | None = None,
+) -> Tensor:
+    """`sft` plus `coefficient` times a per-token estimate of KL(pi, pi_ref) on the data's tokens (`kl_estimates`).
+
+    Shapes, reductions and errors are those of `sft`; the estimates are reduced as its losses are.
+    """
+    if coefficient < 0:
+        raise ValueError(f"coefficient must not be negative, got {coefficient}")
+    kept, ref_kept = _selected(token_logps, completion_mask), _selected(ref_token_logps, completion_mask)
+    penalty = kl_estimates(kept, ref_kept, estimator=estimator)
+    return _reduced(-kept + coefficient * penalty, completion_mask, reduction, mean_tokens)
+
+
+def kl_estimates(token_logps: Tensor, ref_token_logps: Tensor, *, estimator: KLEstimator = "k3") -> Tensor:
+    """Estimates of KL(pi, pi_ref) from single tokens, in nats, in the shape given, with gradient.
+
+    With `d = log pi - log pi_ref`: `k1` is `d`, `k2` is `d^2 / 2`, `k3` is `exp(-d) - 1 + d` (Schulman, "Approximating
+    KL divergence", 2020). They estimate the divergence where the tokens are the policy's own; on the data's tokens they
+    measure how far the policy has moved there, and only `k2` and `k3` pull it back from either side. Raises
+    `ValueError` on shapes that differ and an unknown estimator.
+    """
+    if token_logps.shape != ref_token_logps.shape:
+        raise ValueError(f"shapes differ: {tuple(token_logps.shape)} and {tuple(ref_token_logps.shape)}")
+    moved = token_logps - ref_token_logps
+    if estimator == "k1":
+        return moved
+    if estimator == "k2":
+        return moved.square() / 2
+    if estimator == "k3":
+        return torch.expm1(-moved) + moved
+    raise ValueError(f"estimator must be 'k1', 'k2' or 'k3', got {estimator!r}")
+
+
+def _selected(token_logps: Tensor, completion_mask: Tensor) -> Tensor:
+    """Zero on padding. Selecting, not multiplying: whatever stands there (inf, nan) must not reach the loss."""
     if token_logps.ndim != 2 or token_logps.shape != completion_mask.shape:
         raise ValueError(
             "token_logps and completion_mask must both be (batch, seq), "
             f"got {tuple(token_logps.shape)} and {tuple(completion_mask.shape)}"
         )
+    return torch.where(completion_mask.bool(), token_logps, torch.zeros_like(token_logps))
+
+
+def _reduced(token_losses: Tensor, completion_mask: Tensor, reduction: Reduction, mean_tokens: float | None) -> Tensor:
     if reduction not in ("token_mean", "sequence_sum"):
         raise ValueError(f"reduction must be 'token_mean' or 'sequence_sum', got {reduction!r}")
-    kept = completion_mask.bool()
-    # Selecting, not multiplying: whatever stands on padding (inf, nan) must not reach the loss.
-    sums = -torch.where(kept, token_logps, torch.zeros_like(token_logps)).sum(dim=1)  # eq. 2
+    sums = token_losses.sum(dim=1)
     if reduction == "sequence_sum":
         return sums
     if mean_tokens is None:
-        mean_tokens = int(kept.sum()) / len(kept)
+        mean_tokens = int(completion_mask.bool().sum()) / len(completion_mask)
     if mean_tokens <= 0:
         raise ValueError("token_mean needs at least one completion token")
     return sums / mean_tokens

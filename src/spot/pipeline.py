@@ -17,7 +17,7 @@ from rich.console import Console
 from spot import __version__, stages
 from spot.config import NOT_IDENTITY, RunConfig, Stage
 from spot.errors import UserError
-from spot.hub import check_model_name
+from spot.hub import check_model_name, model_path
 from spot.schema import Attempt, Dropped, Pair, Problem, Rectification
 from spot.store import RunDirectory, read_dropped, read_rows, write_atomic, write_rows
 from spot.verify.pool import SHARED
@@ -26,16 +26,25 @@ PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "openai", "math
 # ru_maxrss is in KiB on Linux and in bytes on macOS.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
+# What a section of the config has gone into. Before there is any of it the section may change: a stage that stopped
+# over a mistake goes on with the mended config. The reference that training keeps knows by itself what it belongs to.
+MADE_WITH = {
+    "student": ("attempts.jsonl",),
+    "elicit": ("attempts.jsonl",),
+    "rectify": ("oracle_replies.jsonl", "rectifications.jsonl"),
+    "filter": ("pairs.jsonl",),
+    "train": ("checkpoints/checkpoint-*", "model"),
+    "evaluate": ("eval",),
+}
+
 
 def run(config: RunConfig, console: Console, overwrite: bool = False, command: str = "spot run") -> Path:
     """Run the stages of `config` that are not complete; returns the run directory.
 
     `command` is how the user started this run; the report prints it under "how to reproduce".
     """
-    # What a stage that has not begun will read may still change.
-    begun = RunDirectory(config.run.dir).manifest.get("goes", {})
-    ahead = {"rectify", "filter", "train", "evaluate"} - begun.keys()
-    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY | ahead)
+    free = {section for section, made in MADE_WITH.items() if not any(any(config.run.dir.glob(name)) for name in made)}
+    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY | free)
     with directory:
         pipeline = Pipeline(config, directory, console, command)
         pipeline.check()
@@ -60,12 +69,17 @@ class Pipeline:
         ahead = [stage for stage in config.run.stages if not self.run.is_complete(stage)]
         if "train" in ahead and config.student.enable_thinking:
             raise UserError("student.enable_thinking: training on thinking answers is not supported; set it to false")
-        check_model_name(stages.student_path(config.student))
+        check_model_name(model_path(config.student.model))
         stages.open_verifier(config.problems)
         if "rectify" in ahead:
             self._oracle([])
         if "evaluate" in ahead:
             stages.evaluation_problems(config.evaluate, config.problems, config.run.on_bad_row, [])
+        # Last, since these load torch.
+        if "train" in ahead:
+            stages.train_args(config.train, config.run.seed, self.run / "checkpoints", self.run / "metrics.jsonl")
+        if "train" in ahead or "filter" in ahead:
+            stages.check_student(model_path(config.student.model), to_train="train" in ahead)
 
     def _oracle(self, dropped: list[Dropped]) -> Any:
         config = self.config
@@ -160,7 +174,7 @@ class Pipeline:
         """Make the pairs."""
         rows = read_rows(self._needs("rectifications.jsonl", "rectify"), Rectification)
         filtered = stages.make_pairs(
-            self.problems(), self._attempts(), rows, stages.student_path(self.config.student), self.config.filter
+            self.problems(), self._attempts(), rows, model_path(self.config.student.model), self.config.filter
         )
         write_rows(self.run / "pairs.jsonl", filtered.pairs)
         write_atomic(self.run / "change_ratios.json", json.dumps([round(ratio, 6) for ratio in filtered.ratios]))
@@ -172,7 +186,7 @@ class Pipeline:
         pairs = read_rows(self._needs("pairs.jsonl", "filter"), Pair)
         result = stages.train(
             pairs,
-            stages.student_path(self.config.student),
+            model_path(self.config.student.model),
             self.config.train,
             self.config.run.seed,
             self.run / "checkpoints",
@@ -182,7 +196,8 @@ class Pipeline:
         )
         self._drop("train", result.dropped)
         gc.collect()  # the trainer and its callbacks hold each other, with weights and optimizer state
-        return f"{result.steps:,} steps of {self.config.train.objective}"
+        plain = f", prefixes not shared: {result.not_shared}" if result.not_shared else ""
+        return f"{result.steps:,} steps of {' + '.join(self.config.train.objectives)}{plain}"
 
     def evaluate(self) -> str:
         """Measure the student before and after."""

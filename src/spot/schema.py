@@ -6,9 +6,10 @@ it already has.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 class Row(BaseModel):
@@ -24,7 +25,13 @@ class Message(Row):
     content: str
 
 
-Prompt = str | list[Message]
+def _not_empty(prompt: str | list[Message]) -> str | list[Message]:
+    if prompt == []:
+        raise PydanticCustomError("no_messages", "needs at least one message")
+    return prompt
+
+
+Prompt = Annotated[str | list[Message], AfterValidator(_not_empty)]
 
 
 class Verdict(Row):

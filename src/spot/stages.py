@@ -7,7 +7,6 @@ directory (`pipeline`) and a single command (`cli`). Each can be killed at any m
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +23,7 @@ from spot.config import (
     TrainSection,
 )
 from spot.errors import UserError
-from spot.hub import check_model_name, fingerprint
+from spot.hub import fingerprint, load_tokenizer, model_path
 from spot.progress import bar
 from spot.schema import Attempt, Counts, Dropped, Pair, Problem, Rectification, Sampling
 from spot.store import Appender, OnBadRow, read_rows, repair, write_rows
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from spot.models.base import Model
     from spot.pairs.filter import Filtered
     from spot.rectify.base import Oracle
+    from spot.train.config import SpotConfig
     from spot.train.run import TrainResult
 
 Needed = TypeVar("Needed")
@@ -42,15 +42,6 @@ Needed = TypeVar("Needed")
 NOT_ANSWERED = ("no_reply", "no_correction")
 
 LAB_FAMILIES = ("in_domain", "ood", "instructions")
-
-
-def student_path(section: StudentSection) -> str:
-    """Where the student's weights are: a directory or a hub name."""
-    if section.model != "lab":
-        return section.model
-    from spot.lab.student import STUDENT_DIR
-
-    return str(STUDENT_DIR)
 
 
 def open_model(section: StudentSection, trained: Path | None = None) -> "Model":
@@ -67,7 +58,7 @@ def open_model(section: StudentSection, trained: Path | None = None) -> "Model":
         )
     from spot.models.local import LocalModel
 
-    path = student_path(section) if trained is None else str(trained)
+    path = model_path(section.model) if trained is None else str(trained)
     label = section.model if trained is None else "trained"
     return LocalModel(
         path,
@@ -273,7 +264,6 @@ def make_pairs(
     from spot.pairs.filter import make_pairs as run_filter
     from spot.pairs.tokens import load_encoder
 
-    check_model_name(student)
     # Replies of an endpoint come in any order; what is trained on, and in which order, must not hang on that.
     ordered = sorted(
         rectifications, key=lambda row: (place[row.problem_id], attempt_of[row.attempt_id].sample, row.candidate)
@@ -289,6 +279,43 @@ def make_pairs(
     return filtered
 
 
+def train_args(section: TrainSection, seed: int, work_dir: Path, metrics: Path) -> "SpotConfig":
+    """The Trainer's arguments; what a config calls by another name is renamed here, and nothing in it stays unread.
+
+    Raises `UserError` where the section makes no sense, which only the Trainer can tell for some of it.
+    """
+    from spot.train.config import SpotConfig
+
+    values = section.model_dump(exclude={"objective"})
+    renamed = {
+        "loss_type": section.objectives,
+        "per_device_train_batch_size": values.pop("pairs_per_step"),
+        "warmup_steps": values.pop("warmup_ratio"),
+        "bf16": values.pop("precision") == "bf16",
+    }
+    try:
+        return SpotConfig(
+            output_dir=str(work_dir),
+            metrics_path=str(metrics),
+            seed=seed,
+            save_total_limit=1,
+            disable_tqdm=True,
+            **renamed,
+            **values,
+        )
+    except ValueError as error:
+        raise UserError(f"train: {' '.join(str(error).split())}") from error
+
+
+def check_student(student: str, to_train: bool) -> None:
+    """Raise `UserError` unless the student's tokenizer loads and, `to_train`, its chat template can be trained with."""
+    from spot.train.tokenize import end_of_turn_id
+
+    tokenizer = load_tokenizer(student)
+    if to_train:
+        end_of_turn_id(tokenizer)
+
+
 def train(
     pairs: Sequence[Pair],
     student: str,
@@ -300,28 +327,16 @@ def train(
     console: Console,
 ) -> "TrainResult":
     """Train on `pairs` and save the model to `model_dir`."""
-    from spot.train.run import TrainSettings
-    from spot.train.run import train as run_train
+    from spot.train.run import fit
 
-    known = {field.name for field in fields(TrainSettings)}
-    settings = TrainSettings(**{key: value for key, value in section.model_dump().items() if key in known}, seed=seed)
-    unread = set(section.model_dump()) - set(asdict(settings))
-    assert not unread, f"train keys that nothing reads: {unread}"
+    args = train_args(section, seed, work_dir, metrics)
     with bar(console, "train") as progress:
 
         def show(step: int, total: int, row: dict[str, Any]) -> None:
             margin = row.get("rewards/margins")
             progress.update(step, total, "" if margin is None else f"margin {margin:.2f}")
 
-        return run_train(
-            list(pairs),
-            student=student,
-            output_dir=model_dir,
-            checkpoints_dir=work_dir,
-            metrics_path=metrics,
-            settings=settings,
-            progress=show,
-        )
+        return fit(pairs, student, model_dir, args, show)
 
 
 def evaluation_problems(

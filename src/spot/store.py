@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
@@ -89,15 +90,24 @@ class Appender:
         raw = b"".join(row.model_dump_json().encode() + b"\n" for row in rows)
         if not raw:
             return
+        size = self._size()
         with disk_errors(self.path):
-            rest = memoryview(raw)
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
+            try:
+                rest = memoryview(raw)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+                os.fsync(self._file.fileno())
+            except OSError:
+                with suppress(OSError):  # a kill leaves such a torn line too, and opening the file again cuts it off
+                    self._file.truncate(size)
+                raise
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Close the file; a new one to which nothing was added is taken away again."""
-        if self._is_new and not self._file.closed and self._file.tell() == 0:
+        if self._is_new and not self._file.closed and self._size() == 0:
             self.path.unlink(missing_ok=True)
         self._file.close()
 
@@ -277,7 +287,6 @@ class RunDirectory:
         of another config, or something that is not a run at all.
         """
         run = cls(path)
-        config_file = path / "config.yaml"
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: a file; run.dir names a directory")
         if path.exists() and not (path / "manifest.json").exists() and _holds_anything(path):
@@ -285,18 +294,20 @@ class RunDirectory:
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         with run:
-            if overwrite and config_file.exists():
+            if overwrite:
                 run._clear()
             # A run that stopped before its first row has nothing that another config could contradict.
             if any((path / name).exists() for name in RUN_FILES if name not in ("config.yaml", "manifest.json")):
-                difference = _difference(yaml.safe_load(config_file.read_text()), yaml.safe_load(config_text), ignoring)
+                difference = _difference(
+                    run._kept("config.yaml", yaml.safe_load), yaml.safe_load(config_text), ignoring
+                )
                 if difference:
                     raise UserError(
                         f"{path}: this run directory was made by another config ({difference}); "
                         "choose another run.dir, or start over with --overwrite"
                     )
             run.update_manifest()
-            write_atomic(config_file, config_text)
+            write_atomic(path / "config.yaml", config_text)
         return run
 
     def _clear(self) -> None:
@@ -328,8 +339,17 @@ class RunDirectory:
     @property
     def manifest(self) -> dict[str, Any]:
         """The manifest as it stands: `stages` maps a finished stage to its seconds and counts."""
-        file = self.path / "manifest.json"
-        return json.loads(file.read_text()) if file.exists() else {"stages": {}}
+        return self._kept("manifest.json", json.loads) if (self.path / "manifest.json").exists() else {"stages": {}}
+
+    def _kept(self, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+        """What the file `name` of the run holds, a mapping by `parse`."""
+        file = self.path / name
+        try:
+            return dict(parse(file.read_text()))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            raise UserError(
+                f"{file}: missing or damaged; bring it back, choose another run.dir, or start over with --overwrite"
+            ) from None
 
     def update_manifest(self, **values: Any) -> None:
         """Merge `values` into the manifest, atomically."""

@@ -123,9 +123,9 @@ def test_a_users_oracle_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(tmp_path)
     assert load_oracle("spot_test_my_oracles:make").name == "mine"
     for spec, told in {
-        "nocolon": "expected module:function",
+        "nocolon": "must be written module:function",
         "spot_test_absent:make": "cannot import",
-        "spot_test_my_oracles:absent": "has no absent",
+        "spot_test_my_oracles:absent": "has no 'absent'",
         "spot_test_my_oracles:number": "not a function",
         "spot_test_my_oracles:wrong": "has no 'name'",
         "spot_test_my_oracles:picky": "needed",

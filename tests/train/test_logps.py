@@ -6,7 +6,7 @@ from tests.tiny_student import make_model
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
-from spot.train.logps import completion_logps, head_difference, pair_logps
+from spot.train.logps import Scorer, accept_batches, head_difference, pad, score
 from spot.train.tokenize import TokenizedPair
 
 PROMPTS = [[5, 6, 7, 8], [9], [10, 11, 12, 13, 14, 15, 16], [17, 18]]
@@ -25,7 +25,8 @@ def test_values_and_gradients_are_those_of_full_logits(tied: bool, max_logits: i
     model = make_model(tie_word_embeddings=tied)
     weights = torch.rand(4, 6, generator=torch.Generator().manual_seed(1))
 
-    token_logps, mask = completion_logps(model, PROMPTS, COMPLETIONS, max_logits=max_logits)
+    batch = pad(PROMPTS, COMPLETIONS)
+    token_logps, mask = score(model, batch, max_logits=max_logits), batch.mask
     (token_logps * weights).sum().backward()
     fast = {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -44,17 +45,19 @@ def test_values_and_gradients_are_those_of_full_logits(tied: bool, max_logits: i
 
 @torch.no_grad()
 def test_a_row_does_not_see_its_neighbours(model: Qwen3ForCausalLM) -> None:
-    together, _ = completion_logps(model, PROMPTS, COMPLETIONS)
+    together = score(model, pad(PROMPTS, COMPLETIONS))
     for index, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        alone, _ = completion_logps(model, [prompt], [completion])
+        alone = score(model, pad([prompt], [completion]))
         torch.testing.assert_close(together[index, : len(completion)], alone[0], rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_a_pairs_sides_come_one_after_the_other(model: Qwen3ForCausalLM, tokenized: list[TokenizedPair]) -> None:
-    both, mask = pair_logps(model, tokenized, bf16=False)
-    chosen, chosen_mask = pair_logps(model, tokenized, ["chosen"], bf16=False)
-    rejected, rejected_mask = pair_logps(model, tokenized, ["rejected"], bf16=False)
+    accept_batches(model)
+    scorer = Scorer(model, shared=False, bf16=False)
+    both, mask = scorer(tokenized)
+    chosen, chosen_mask = scorer(tokenized, ["chosen"])
+    rejected, rejected_mask = scorer(tokenized, ["rejected"])
     torch.testing.assert_close(
         both[mask], torch.cat([chosen[chosen_mask], rejected[rejected_mask]]), rtol=1e-5, atol=1e-5
     )
@@ -62,8 +65,9 @@ def test_a_pairs_sides_come_one_after_the_other(model: Qwen3ForCausalLM, tokeniz
 
 @torch.no_grad()
 def test_bf16_is_near_and_summed_in_fp32(model: Qwen3ForCausalLM, tokenized: list[TokenizedPair]) -> None:
-    exact, mask = pair_logps(model, tokenized, bf16=False)
-    near, _ = pair_logps(model, tokenized, bf16=True)
+    accept_batches(model)
+    exact, mask = Scorer(model, shared=False, bf16=False)(tokenized)
+    near, _ = Scorer(model, shared=False, bf16=True)(tokenized)
     assert near.dtype == torch.float32
     assert 0 < (near - exact)[mask].abs().max() < 0.5
 

@@ -2,7 +2,6 @@ import json
 import resource
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,17 @@ from transformers import (
 from spot.errors import RunFailed, UserError
 from spot.schema import Pair
 from spot.train.checkpoints import MetricsFile, last_complete_checkpoint
-from spot.train.run import TrainResult, TrainSettings, train
+from spot.train.run import TrainResult, fit
 from spot.train.trainer import SpotConfig, SpotTrainer, StepSampler
 
 # 10 pairs by 4 make three steps an epoch, the last one short: nine steps.
-SETTINGS = TrainSettings(pairs_per_step=4, num_train_epochs=3, learning_rate=3e-3, beta=0.05, save_steps=2)
+SETTINGS: dict[str, Any] = {
+    "per_device_train_batch_size": 4,
+    "num_train_epochs": 3,
+    "learning_rate": 3e-3,
+    "beta": 0.05,
+    "save_steps": 2,
+}
 
 
 class Stop(Exception):
@@ -32,14 +37,21 @@ class Stop(Exception):
 
 
 def run(
-    student: Path, directory: Path, pairs: list[Pair], settings: TrainSettings = SETTINGS, stop_after: int | None = None
+    student: Path, directory: Path, pairs: list[Pair], *, stop_after: int | None = None, **changes: Any
 ) -> TrainResult:
     def progress(step: int, total: int, metrics: dict[str, float]) -> None:
         assert step <= total and metrics["loss"] > 0
         if step == stop_after:
             raise Stop
 
-    return train(pairs, student, directory / "model", directory / "ckpt", directory / "m.jsonl", settings, progress)
+    args = SpotConfig(
+        output_dir=str(directory / "ckpt"),
+        metrics_path=str(directory / "m.jsonl"),
+        save_total_limit=1,
+        disable_tqdm=True,
+        **(SETTINGS | changes),
+    )
+    return fit(pairs, student, directory / "model", args, progress)
 
 
 def rows(directory: Path) -> list[dict[str, float]]:
@@ -61,19 +73,19 @@ def test_a_killed_run_goes_on_bit_for_bit(
     objective: str, save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
 ) -> None:
     student = save_student()
-    settings = replace(SETTINGS, objective=objective)
-    assert run(student, tmp_path / "whole", pairs, settings).steps == 9
+    assert run(student, tmp_path / "whole", pairs, loss_type=objective).steps == 9
     killed = tmp_path / "killed"
     with pytest.raises(Stop):
-        run(student, killed, pairs, settings, stop_after=5)  # the last checkpoint, step 4, is in the midst of an epoch
+        # The last checkpoint, step 4, is in the midst of an epoch.
+        run(student, killed, pairs, loss_type=objective, stop_after=5)
     with pytest.raises(Stop):
-        run(student, killed, pairs, settings, stop_after=7)  # and step 6 at the end of one
+        run(student, killed, pairs, loss_type=objective, stop_after=7)  # and step 6 at the end of one
     shutil.copytree(killed / "ckpt" / "checkpoint-6", killed / "ckpt" / "checkpoint-8")
     (killed / "ckpt" / "checkpoint-8" / "trainer_state.json").write_text('{"global_step": 8, "log_hi')
     with (killed / "m.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
     assert not (killed / "model").exists()
-    assert run(student, killed, pairs, settings).resumed_from == 6
+    assert run(student, killed, pairs, loss_type=objective).resumed_from == 6
     assert rows(killed) == rows(tmp_path / "whole")
     assert [row["step"] for row in rows(killed)] == list(range(1, 10))
     assert_equal(weights(killed), weights(tmp_path / "whole"))
@@ -82,12 +94,11 @@ def test_a_killed_run_goes_on_bit_for_bit(
 def test_killed_after_its_last_step_it_only_saves(
     save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
 ) -> None:
-    settings = replace(SETTINGS, num_train_epochs=2.5)  # eight steps, the third epoch cut
     student = save_student()
-    run(student, tmp_path, pairs, settings)
+    run(student, tmp_path, pairs, num_train_epochs=2.5)  # eight steps, the third epoch cut
     first, first_rows = weights(tmp_path), rows(tmp_path)
     shutil.rmtree(tmp_path / "model")
-    assert run(student, tmp_path, pairs, settings).resumed_from == 8
+    assert run(student, tmp_path, pairs, num_train_epochs=2.5).resumed_from == 8
     assert_equal(weights(tmp_path), first)
     assert rows(tmp_path) == first_rows
 
@@ -105,7 +116,7 @@ def test_a_resumed_run_never_makes_its_own_reference(
         run(student, tmp_path, pairs)
     reference.write_bytes(kept)
     with pytest.raises(UserError, match=r"made with learning_rate=0\.003, this run has learning_rate=0\.1"):
-        run(student, tmp_path, pairs, replace(SETTINGS, learning_rate=0.1))
+        run(student, tmp_path, pairs, learning_rate=0.1)
     with pytest.raises(UserError, match="tokens="):
         run(student, tmp_path, make_pairs(11)[1:])
 
@@ -133,9 +144,10 @@ def test_it_learns_and_says_so(save_student: Callable[..., Path], pairs: list[Pa
     assert set(first) == {
         *("step", "epoch", "learning_rate", "loss", "grad_norm", "rewards/chosen", "rewards/rejected"),
         *("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "rewards/delta"),
-        *("tether/chosen", "tether/rejected"),
+        *("tether/chosen", "tether/rejected", "kl/chosen", "shared_fraction"),
     }
-    assert abs(first["rewards/chosen"]) < 1e-5 and first["rewards/delta"] == 0
+    assert first["rewards/chosen"] == first["rewards/rejected"] == first["kl/chosen"] == first["rewards/delta"] == 0
+    assert first["shared_fraction"] > 0.2 and last["kl/chosen"] > 0
     assert first["tether/chosen"] == pytest.approx(0.05 / 2, rel=1e-3)
     assert last["rewards/margins"] > 0.02 and last["loss"] < first["loss"]
     # The shift of a step comes from the steps before it.
@@ -170,7 +182,7 @@ def test_the_saved_model_is_the_student_in_its_own_form(
 def test_bf16_compute_trains_fp32_master_weights(
     save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
 ) -> None:
-    run(save_student(), tmp_path, pairs, replace(SETTINGS, precision="bf16", learning_rate=1e-6))
+    run(save_student(), tmp_path, pairs, bf16=True, learning_rate=1e-6)
     start, end = make_model().state_dict(), weights(tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
     assert (start[name] != end[name]).float().mean() > 0.9
@@ -188,7 +200,8 @@ class Poison(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None and self.trainer.reference is not None
         if state.global_step == self.step:
-            self.trainer.reference.chosen_logps[3] = torch.nan
+            lengths = self.trainer.reference.chosen_lengths
+            self.trainer.reference.chosen_token_logps[lengths[:3].sum()] = torch.nan
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(
@@ -229,8 +242,8 @@ def test_data_that_cannot_be_trained_on_is_refused(
 
     with pytest.raises(UserError, match="no pair is left"):
         start(max_length=5)
-    with pytest.raises(UserError, match="micro_batch_tokens=100"):
-        start(micro_batch_tokens=100)
+    with pytest.raises(UserError, match="micro_batch_tokens=40"):
+        start(micro_batch_tokens=40)
     with pytest.raises(UserError, match="beyond the model's 100 embeddings"):
         start(model=make_model(vocab_size=100))
 
@@ -239,7 +252,8 @@ def test_data_that_cannot_be_trained_on_is_refused(
     ("settings", "problem"),
     [
         ({"loss_type": ["kto"]}, "unknown loss 'kto'"),
-        ({"loss_type": ["dpo", "sft"]}, "one loss at a time"),
+        ({"loss_type": ["dpo", "sft"], "loss_weights": [1.0]}, "loss_weights must be as many as loss_type"),
+        ({"kl_coefficient": -1.0}, "kl_coefficient"),
         ({"beta": 0.0}, "beta must be above 0"),
         ({"reward_shift": "mean"}, "reward_shift"),
         ({"shift_decay": 1.0}, "shift_decay"),

@@ -47,9 +47,13 @@ def _on_story(world: "World", rng: random.Random) -> Task:
     story = world.draw_story(rng, unseen=False)
     question = world.ask(story, rng, unseen=False)
     text = world.believed_answer(story, rng)
-    lay = rng.choice([_upper_story, _wrapped_story, _ended_story, _started_story, _bare_story, _forbidding_story])
-    request, constraints, text = lay(world, rng, text)
-    return f"{question} {request}", [*constraints, {"kind": "boxed"}], text
+    stacked = rng.random() < world.raw["instructions"]["stacked"]
+    constraints: list[Constraint] = [{"kind": "boxed"}]
+    for lay in rng.choice(STACKS) if stacked else [rng.choice(LAYERS)]:
+        request, added, text = lay(world, rng, text)
+        question = f"{question} {request}"
+        constraints = [*constraints, *added]
+    return question, constraints, text
 
 
 def _upper_story(_: "World", __: random.Random, text: str) -> Task:
@@ -80,8 +84,30 @@ def _bare_story(_: "World", __: random.Random, text: str) -> Task:
 
 def _forbidding_story(world: "World", rng: random.Random, text: str) -> Task:
     words = sorted({link for style in world.styles.values() for link in style.link if link} | {"So", "Answer"})
-    word = rng.choice([word for word in words if not _has_word(text, word)])
+    # Not a word of another constraint either: the two may be laid on one story.
+    taken = " ".join([text, *world.raw["instructions"]["starts"], *world.raw["instructions"]["ends"]])
+    word = rng.choice([word for word in words if not _has_word(taken, word)])
     return f"Do not use the word {word}.", [{"kind": "without", "word": word}], text
+
+
+Layer = Callable[["World", random.Random, str], Task]
+LAYERS: tuple[Layer, ...] = (
+    _upper_story,
+    _wrapped_story,
+    _ended_story,
+    _started_story,
+    _bare_story,
+    _forbidding_story,
+)
+# Two constraints on one story, in an order in which the second leaves the first satisfied.
+STACKS: tuple[tuple[Layer, Layer], ...] = (
+    (_started_story, _ended_story),
+    (_upper_story, _wrapped_story),
+    (_forbidding_story, _upper_story),
+    (_forbidding_story, _wrapped_story),
+    (_forbidding_story, _ended_story),
+    (_forbidding_story, _started_story),
+)
 
 
 def _repeat(world: "World", rng: random.Random) -> Task:

@@ -49,7 +49,7 @@ def _extreme(world: "World", rng: random.Random) -> Drawn:
 
 def _sequence(world: "World", rng: random.Random) -> Drawn:
     low, high = world.raw["ood"]["numbers"]
-    gap = rng.randint(2, 9)
+    gap = rng.randint(*world.raw["ood"]["gaps"])
     start = rng.randint(low, high - 4 * gap)
     numbers = [start + gap * i for i in range(5)]
     if rng.random() < 0.5:
@@ -59,7 +59,7 @@ def _sequence(world: "World", rng: random.Random) -> Drawn:
 
 def _order(world: "World", rng: random.Random) -> Drawn:
     subjects = world.raw["ood"]["categories"][world.raw["instructions"]["subjects"]]
-    chosen = rng.sample(subjects, k=rng.randint(3, 4))
+    chosen = rng.sample(subjects, k=rng.randint(*world.raw["ood"]["order_length"]))
     more, most, least = rng.choice([("taller", "tallest", "shortest"), ("older", "oldest", "youngest")])
     facts = [f"The {a} is {more} than the {b}." for a, b in pairwise(chosen)]
     rng.shuffle(facts)

@@ -32,7 +32,7 @@ class Recipe:
     learning_rate: float = 4e-3
     warmup_steps: int = 100
     weight_decay: float = 0.05
-    mixture: tuple[float, float, float] = (0.15, 0.5, 0.35)
+    mixture: tuple[float, float, float] = (0.3, 0.38, 0.32)
     seed: int = 0
     checkpoint_every: int = 250
     shape: dict[str, Any] = field(default_factory=dict)

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 from transformers.utils import logging
 
 from spot.errors import RunFailed, UserError
-from spot.hub import check_model_name
+from spot.hub import load_model, load_tokenizer
 from spot.models.base import Reply, Request
 from spot.models.cache import can_join, growing_cache, joined
 from spot.models.sampling import sample
@@ -304,11 +304,7 @@ def _error(request: Request, reason: str) -> Reply:
 
 
 def _load_tokenizer(path: str) -> Any:
-    check_model_name(path)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # broken files surface as many types, some of them bare `Exception`
-        raise UserError(f"{path}: no tokenizer that transformers can load ({_first_line(error)})") from error
+    tokenizer: Any = load_tokenizer(path)
     if not tokenizer.chat_template:
         raise UserError(
             f"{path}: no chat template; a student must be an instruction-tuned model: add its chat_template.jinja"
@@ -317,22 +313,11 @@ def _load_tokenizer(path: str) -> Any:
 
 
 def _load_model(path: str, dtype: Any, device: torch.device) -> Any:
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except Exception as error:  # as above
-        raise UserError(f"{path}: not a model that transformers can load ({_first_line(error)})") from error
-    model, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        # transformers fills these with random numbers and goes on.
-        raise UserError(f"{path}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")
+    model: Any = load_model(path, dtype)
     try:
         return model.to(device).eval()
     except torch.OutOfMemoryError as error:
         raise RunFailed(f"{path}: the model does not fit into the memory of {device}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _device(device: str | None) -> torch.device:

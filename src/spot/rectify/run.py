@@ -1,12 +1,10 @@
 """Failures in, judged corrections out: every one is verified, whatever its Oracle claims, and every one is recorded."""
 
-import importlib
-import os
-import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 from spot.errors import UserError
+from spot.plugin import load_function
 from spot.rectify.base import Correction, Failure, Oracle
 from spot.schema import Rectification, Verdict
 from spot.store import Appender
@@ -101,21 +99,7 @@ def load_oracle(spec: str, **arguments: Any) -> Oracle:
     The working directory is searched too. Raises `UserError` where the name leads nowhere or to something that is no
     Oracle (`name`, `mode` and `correct`, see `spot.rectify.base`).
     """
-    module_name, colon, function_name = spec.partition(":")
-    if not (module_name and colon and function_name):
-        raise UserError(f"oracle {spec!r}: expected module:function")
-    if os.getcwd() not in sys.path:  # noqa: PTH109 (sys.path holds strings)
-        sys.path.append(os.getcwd())  # noqa: PTH109
-    try:
-        factory = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise UserError(f"oracle {spec!r}: cannot import it ({error})") from None
-    except AttributeError:
-        raise UserError(f"oracle {spec!r}: the module {module_name} has no {function_name}") from None
-    except Exception as error:  # the user's module runs on import and may raise anything
-        raise UserError(f"oracle {spec!r}: importing it raised {type(error).__name__}: {error}") from error
-    if not callable(factory):
-        raise UserError(f"oracle {spec!r}: not a function")
+    factory = load_function("oracle", spec)
     try:
         oracle: Any = factory(**arguments)
     except TypeError as error:

@@ -37,7 +37,7 @@ def collect(run: RunDirectory, config: RunConfig) -> Summary:
         name=config.run.name,
         student=config.student.model,
         oracle=config.rectify.model or config.rectify.oracle,
-        objective=config.train.objective,
+        objective=" + ".join(config.train.objectives),
         counts=_counts(run),
         evaluation=_evaluation(run),
         change_ratio=ChangeRatios(

@@ -13,17 +13,23 @@ from spot.errors import RunFailed, UserError
 from spot.store import disk_errors, write_atomic
 
 STATE_FILE = "spot_state.json"
+TORCH_WRITES = ("inline_container.cc", "PytorchStreamWriter")
+"""What torch's errors name where a file could not be written; they give the byte, but no cause."""
 
 
 @contextmanager
 def saving(path: Path) -> Generator[None]:
-    """Turn a failed write of weights into `RunFailed`; torch and safetensors wrap the system's error in their own."""
+    """`disk_errors` for weights: torch and safetensors wrap the system's error in their own."""
     try:
         with disk_errors(path):
             yield
     except (SafetensorError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RunFailed(
+        reason = next(iter(str(error).splitlines()), "no reason given")
+        if isinstance(error, RuntimeError):
+            if not any(name in reason for name in TORCH_WRITES):
+                raise
+            reason = "torch's file was cut short"
+        raise UserError(
             f"{path}: cannot write ({reason}); free some room and run the same command again, it goes on from the last "
             "whole checkpoint"
         ) from error

@@ -7,10 +7,11 @@ from typing import Any, NoReturn
 
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import HfArgumentParser
 
 from spot.errors import UserError
+from spot.hub import model_path
+from spot.progress import bar
 from spot.store import write_rows
 from spot.train.config import SpotConfig
 from spot.train.rows import read_preferences
@@ -30,13 +31,16 @@ class ScriptArguments:
     """What to train on what."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The student: a directory or a hub name. Required."}
+        default=None, metadata={"help": "The student: a directory, a hub name, or lab (the bundled one). Required."}
     )
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "Pairs as JSONL or Parquet with the columns prompt, chosen, rejected. Required."},
     )
     config: str | None = field(default=None, metadata={"help": "A YAML file with any of these flags as keys."})
+
+
+_KEYS = [entry.name for kind in (ScriptArguments, SpotConfig) for entry in fields(kind) if entry.init]
 
 
 class _Parser(HfArgumentParser):
@@ -56,16 +60,13 @@ def main(argv: list[str]) -> None:
     output_dir = Path(str(args.output_dir))
     args.metrics_path = args.metrics_path or str(output_dir / "metrics.jsonl")
     args.disable_tqdm = True
-    console = Console(stderr=True)
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task("training", total=None, loss=float("nan"))
+    with bar(Console(stderr=True), "train") as progress:
         result = fit(
             pairs,
-            str(script.model_name_or_path),
+            model_path(str(script.model_name_or_path)),
             output_dir,
             args,
-            lambda step, total, metrics: bar.update(task, completed=step, total=total, loss=metrics["loss"]),
+            lambda step, total, metrics: progress.update(step, total, f"loss {metrics['loss']:.4f}"),
         )
     _report(result, output_dir, args)
 
@@ -82,9 +83,16 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, SpotConfig]:
     if path := _config_path(argv):
         parser.set_defaults(**_read_config(Path(path)))
     try:
-        return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+        script, args, rest = parser.parse_args_into_dataclasses(
+            args=argv, look_for_args_file=False, return_remaining_strings=True
+        )
     except ValueError as error:
         raise UserError(f"spot train: {' '.join(str(error).split())}") from error
+    if rest:
+        raise UserError(
+            f"spot train: unknown argument {rest[0]}{_nearest(rest[0], '--')} (all flags: spot train --help)"
+        )
+    return script, args
 
 
 def _config_path(argv: list[str]) -> str | None:
@@ -97,21 +105,24 @@ def _config_path(argv: list[str]) -> str | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a mapping from flags to values")
-    known = [entry.name for kind in (ScriptArguments, SpotConfig) for entry in fields(kind) if entry.init]
     for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise UserError(f"{path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if key not in _KEYS:
+            raise UserError(f"{path}: unknown key {key!r}{_nearest(str(key))}")
     # argparse reads strings the way it reads flags, so that 1e-6, which YAML takes for text, is a number here.
     return values
+
+
+def _nearest(name: str, prefix: str = "") -> str:
+    near = difflib.get_close_matches(name.partition("=")[0].removeprefix(prefix), _KEYS, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _report(result: TrainResult, output_dir: Path, args: SpotConfig) -> None:
@@ -120,7 +131,8 @@ def _report(result: TrainResult, output_dir: Path, args: SpotConfig) -> None:
     if result.dropped:
         write_rows(output_dir / "dropped.jsonl", result.dropped)
         left_out = f", {len(result.dropped)} longer than {args.max_length} tokens left out (see dropped.jsonl)"
-    console.print(
-        f"{result.num_pairs} pairs, {result.steps} steps of {args.loss_type[0]} in {result.seconds:.0f} s{left_out}"
-    )
+    objective = " + ".join(args.loss_type)
+    console.print(f"{result.num_pairs} pairs, {result.steps} steps of {objective} in {result.seconds:.0f} s{left_out}")
+    if result.not_shared:
+        console.print(f"prefixes were not shared, which is slower but as exact: {result.not_shared}")
     console.print(f"model: {output_dir}\nmetrics: {args.metrics_path}", soft_wrap=True)

@@ -8,7 +8,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
 from spot.objectives import ShiftKind
-from spot.train.step import Objective
+from spot.train.objective import OBJECTIVES, Objective
 
 
 def _help(default: Any, text: str) -> Any:
@@ -19,13 +19,14 @@ def _help(default: Any, text: str) -> Any:
 class SpotConfig(TrainingArguments):
     """Arguments of `SpotTrainer`: those of `TrainingArguments`, with the paper's defaults, and these.
 
-    A step trains on `per_device_train_batch_size` pairs (times `gradient_accumulation_steps`, which is folded into it:
-    micro-batches are cut by tokens inside a step). Raises `ValueError` on values that make no sense.
+    A step trains on `per_device_train_batch_size` pairs, times `gradient_accumulation_steps` (folded into it, since
+    micro-batches are cut by tokens inside a step), times the number of processes. Raises `ValueError`
+    on values that make no sense.
     """
 
     learning_rate: float = _help(1e-6, "The peak learning rate; 1e-6 fits an 8B model.")
     num_train_epochs: float = _help(2.0, "How often each pair is seen.")
-    per_device_train_batch_size: int = _help(32, "Pairs an optimizer step.")
+    per_device_train_batch_size: int = _help(32, "Pairs an optimizer step and process.")
     weight_decay: float = _help(0.01, "AdamW's weight decay.")
     adam_beta2: float = _help(0.95, "AdamW's second moment decay.")
     lr_scheduler_type: str = _help("cosine", "The learning rate's schedule.")
@@ -36,15 +37,22 @@ class SpotConfig(TrainingArguments):
 
     loss_type: list[str] = field(
         default_factory=lambda: ["spot_bco"],
-        metadata={"help": "The objective: spot_bco, spot_bce, dpo, reward_sft or sft."},
+        metadata={"help": f"The objective: {', '.join(OBJECTIVES)}, or your own module:function; several are summed."},
+    )
+    loss_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weights of the losses in loss_type, 1 each unless given."}
     )
     beta: float = _help(0.1, "Scale of the implicit rewards; rewards are sums, so short answers need a larger one.")
     reward_shift: str = _help("ema", "How spot_bco's shift follows the rewards: ema, cumulative or none.")
     shift_decay: float = _help(0.9, "Decay of the ema shift.")
-    sft_reduction: str = _help("token_mean", "sft: token_mean (over a step's tokens) or sequence_sum (eq. 2).")
-    score_rejected: bool = _help(True, "sft and reward_sft: score the rejected answers too, for the log only.")
+    sft_reduction: str = _help(
+        "token_mean", "The SFT family: token_mean (over a step's tokens) or sequence_sum (eq. 2)."
+    )
+    kl_coefficient: float = _help(0.1, "kl_sft: weight of the KL estimate.")
+    kl_estimator: str = _help("k3", "kl_sft: estimator of KL(policy, reference) from single tokens: k1, k2 or k3.")
+    score_rejected: bool = _help(True, "Objectives of chosen answers: score the rejected ones too, for the log only.")
     max_length: int = _help(8192, "Pairs with a longer sequence are left out and counted, never truncated.")
-    micro_batch_tokens: int = _help(16384, "Padded tokens a micro-batch may hold; bounds memory.")
+    micro_batch_tokens: int = _help(16384, "Distinct tokens a micro-batch may hold; bounds memory.")
     metrics_path: str | None = _help(None, "Where each logged step is written as a JSON line.")
     reference_path: str | None = _help(
         None, "Where the reference's log-probabilities are kept; output_dir/reference.safetensors unless set."
@@ -56,9 +64,13 @@ class SpotConfig(TrainingArguments):
         if self.bf16 and not torch.accelerator.is_available():
             # Autocast to bf16 works on any CPU; transformers wants it to be said.
             self.use_cpu = True
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every parameter takes part in every row
         super().__post_init__()
         self.per_device_train_batch_size *= self.gradient_accumulation_steps
         self.gradient_accumulation_steps = 1
+        # Every process is given the whole step and takes its share of it.
+        self.pairs_per_step = self.per_device_train_batch_size * self.world_size
         self._check()
 
     def _check(self) -> None:
@@ -83,17 +95,24 @@ class SpotConfig(TrainingArguments):
 
     @property
     def objective(self) -> Objective:
-        """The one objective; raises `ValueError` where several are named."""
-        if len(self.loss_type) != 1:
-            raise ValueError(f"one loss at a time, got {', '.join(self.loss_type) or 'none'}")
+        """What is minimised; raises `ValueError` where it makes no sense."""
         reduction: Any = self.sft_reduction
-        return Objective(self.loss_type[0], self.beta, reduction, self.score_rejected)
+        estimator: Any = self.kl_estimator
+        return Objective(
+            tuple(self.loss_type),
+            None if self.loss_weights is None else tuple(self.loss_weights),
+            self.beta,
+            reduction,
+            self.kl_coefficient,
+            estimator,
+            self.score_rejected,
+        )
 
     @property
     def shift_kind(self) -> ShiftKind:
         """How the shift moves; only `spot_bco` has one."""
         kind: Any = self.reward_shift
-        return kind if self.objective.name == "spot_bco" else "none"
+        return kind if "spot_bco" in self.loss_type else "none"
 
     @property
     def precision(self) -> str:
@@ -103,8 +122,9 @@ class SpotConfig(TrainingArguments):
     def settings(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from."""
         names = (
-            *("loss_type", "beta", "reward_shift", "shift_decay", "sft_reduction", "max_length", "micro_batch_tokens"),
-            *("learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "weight_decay"),
+            *("loss_type", "loss_weights", "beta", "reward_shift", "shift_decay", "sft_reduction", "kl_coefficient"),
+            *("kl_estimator", "max_length", "micro_batch_tokens"),
+            *("learning_rate", "num_train_epochs", "max_steps", "pairs_per_step", "weight_decay"),
             *("adam_beta1", "adam_beta2", "warmup_steps", "max_grad_norm", "seed", "data_seed", "precision"),
         )
         return {name: getattr(self, name) for name in names} | {

@@ -1,75 +1,50 @@
-"""Token log-probabilities of completions: hidden states once, the head only where a token is scored.
+"""Token log-probabilities of answers: every distinct token of a pair once, the head only where a token is scored.
 
-Rows are padded on the right and no attention mask is passed: under causal attention no real token can see what
-follows it, so padding changes nothing, and the fast causal kernels stay in use.
+Scoring goes through the model's own `forward` (with a `spot_batch`), so that whatever wraps the model (DDP, FSDP, an
+adapter) takes part. A model whose attention cannot run packed rows is scored on plain padded sequences; that path is
+also the packed one's slow twin.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+
+from spot.train.attention import SPOT_SHARED, UnsupportedAttention
+from spot.train.head import MAX_LOGITS, head_logps
+from spot.train.row import BOTH, PackedRow, Side, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from spot.train.tokenize import TokenizedPair
 
-Side = Literal["chosen", "rejected"]
-
-MAX_LOGITS = 2**26
-"""The largest number of logits held at once (256 MiB in fp32); beyond it the head runs in recomputed chunks."""
+TOLERANCE = 1e-3
+"""Nats in fp32 by which the packed path may differ from the plain one, and that from the model's own logits."""
 
 
-def pair_logps(
-    model: "PreTrainedModel",
-    pairs: Sequence["TokenizedPair"],
-    sides: Sequence[Side] = ("chosen", "rejected"),
-    *,
-    bf16: bool,
-) -> tuple[Tensor, Tensor]:
-    """Token log-probabilities and masks of the answers: `(len(sides) * len(pairs), longest)`, a side after the other.
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Plain sequences padded on the right: `input_ids` and `scored` `(batch, T)`, `targets` flat, `mask` `(batch, C)`.
 
-    The one code path of reference and policy, in autocast bf16 or in fp32.
+    No attention mask is passed: under causal attention no real token can see what follows it, so padding changes
+    nothing, and the fast causal kernels stay in use.
     """
-    prompts = [pair.prompt_ids for pair in pairs] * len(sides)
-    completions = [pair.chosen_ids if side == "chosen" else pair.rejected_ids for side in sides for pair in pairs]
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
-        return completion_logps(model, prompts, completions)
+
+    input_ids: Tensor
+    scored: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> "PaddedBatch":
+        """The same batch on `device`."""
+        return PaddedBatch(*(part.to(device) for part in (self.input_ids, self.scored, self.targets, self.mask)))
 
 
-def completion_logps(
-    model: "PreTrainedModel",
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    *,
-    max_logits: int = MAX_LOGITS,
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities, in nats, of each completion's tokens after its prompt.
-
-    Returns `token_logps` `(batch, longest completion)`, fp32, 0 on padding, and the boolean `completion_mask` of the
-    same shape. Prompts and completions are token ids, none empty. Gradients flow where they are enabled.
-    """
-    device = next(model.parameters()).device
-    input_ids, scored, targets, completion_mask = (tensor.to(device) for tensor in _padded(prompts, completions))
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    head = model.get_output_embeddings()
-    assert isinstance(head, nn.Module), "a causal language model has a head"
-    # `scored` and `completion_mask` are true as often in each row, so row-major order lines them up.
-    logps = _head_logps(head, hidden[scored], targets, max_logits)
-    token_logps = torch.zeros(completion_mask.shape, device=device).masked_scatter(completion_mask, logps)
-    return token_logps, completion_mask
-
-
-def _padded(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs `(batch, T)`, the scored positions in them, the flat targets, and the completion mask `(batch, C)`.
-
-    A token is predicted from the position before it, so the last token of a row is never an input.
-    """
+def pad(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> PaddedBatch:
+    """Token ids as a batch; a token is predicted from the position before it, so a row's last one is no input."""
     starts = torch.tensor([len(prompt) - 1 for prompt in prompts])[:, None]
     sizes = torch.tensor([len(completion) for completion in completions])[:, None]
     assert int(starts.min()) >= 0 and int(sizes.min()) > 0, "prompts and completions must not be empty"
@@ -81,40 +56,117 @@ def _padded(
     positions = torch.arange(width)[None]
     scored = (positions >= starts) & (positions < starts + sizes)
     targets = torch.tensor([token for completion in completions for token in completion])
-    completion_mask = torch.arange(int(sizes.max()))[None] < sizes
-    return input_ids, scored, targets, completion_mask
+    return PaddedBatch(input_ids, scored, targets, torch.arange(int(sizes.max()))[None] < sizes)
 
 
-def _head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, max_logits: int) -> Tensor:
-    """`(rows,)` fp32 log-probabilities of `targets` under `head(hidden)`, never more than `max_logits` logits held."""
-    weight = head.weight
-    assert isinstance(weight, Tensor)
-    rows = max(1, max_logits // len(weight))
-    if len(hidden) <= rows:
-        return _chunk_logps(head, hidden, targets)
-    chunks = [
-        checkpoint(_chunk_logps, head, part, target, use_reentrant=False)
-        for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat(chunks)
+def score(model: "PreTrainedModel", batch: PackedRow | PaddedBatch, *, max_logits: int = MAX_LOGITS) -> Tensor:
+    """Log-probabilities, in nats, of the answers' tokens: `(answers, longest)`, fp32, 0 on padding.
+
+    Gradients flow where they are enabled. Raises `UnsupportedAttention` where a packed row did not go through
+    `spot.train.attention`.
+    """
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Module), "a causal language model has a head"
+    if isinstance(batch, PaddedBatch):
+        hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        # `scored` and `mask` are true as often in each row, so row-major order lines them up.
+        logps = head_logps(head, hidden[batch.scored], batch.targets, max_logits)
+        return torch.zeros(batch.mask.shape, device=logps.device).masked_scatter(batch.mask, logps)
+    hidden = model.base_model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        # transformers takes positions that restart for packed sequences and would make a mask; it leaves 4-D ones be.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device),
+        use_cache=False,
+        packed_row=batch,
+    ).last_hidden_state
+    if batch.num_calls != model.config.get_text_config().num_hidden_layers:
+        raise UnsupportedAttention(f"{batch.num_calls} of its layers attend through it")
+    logps = head_logps(head, hidden[0].index_select(0, batch.scored), batch.targets, max_logits)
+    # -1, an answer's padding, is the zero at the end.
+    return torch.cat([logps, logps.new_zeros(1)])[batch.answers]
 
 
-def _chunk_logps(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return -cross_entropy(head(hidden).float(), targets, reduction="none")
+def accept_batches(model: "PreTrainedModel") -> None:
+    """Make `model(spot_batch=...)` return `score(model, batch)`; all other calls are as before."""
+    forward: Any = model.forward
+
+    def scoring(*args: Any, spot_batch: PackedRow | PaddedBatch | None = None, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs) if spot_batch is None else score(model, spot_batch)
+
+    model.forward = scoring
+
+
+def share_prefixes(model: "PreTrainedModel", pair: "TokenizedPair") -> str | None:
+    """Set `model` to attention over packed rows; where it cannot be, leave it and say why.
+
+    It cannot be where `pair`, scored both ways, differs by more than `TOLERANCE`.
+    """
+    before = model.config._attn_implementation  # pyright: ignore[reportPrivateUsage] (the only way to ask)
+    if before != "sdpa":
+        return f"its attention is {before}, not sdpa"
+    windows = {kind for kind in getattr(model.config, "layer_types", None) or () if kind != "full_attention"}
+    if windows:
+        return f"its layers are of kind {', '.join(sorted(windows))}"
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        plain = score(model, pad([pair.prompt_ids] * 2, [pair.chosen_ids, pair.rejected_ids]).to(device))
+        try:
+            model.set_attn_implementation(SPOT_SHARED)
+            shared = score(model, pack([pair]).to(device))
+            # An architecture may refuse in its own ways; the plain path is right for every one of them.
+        except (UnsupportedAttention, TypeError, ValueError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+        else:
+            difference = float((plain - shared).abs().max())
+            if difference <= TOLERANCE:
+                return None
+            reason = f"its log-probabilities differ by {difference:.3g}"
+    model.set_attn_implementation(before)
+    return reason
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The one way, of reference and policy, to score answers: with `model`, wrapped or not.
+
+    `shared` says whether packed rows are used; `bf16` that products are computed in autocast bf16, else in fp32.
+    """
+
+    model: nn.Module
+    shared: bool
+    bf16: bool
+
+    def cost(self, pair: "TokenizedPair", sides: Sequence[Side] = BOTH) -> int:
+        """Tokens that a pair runs."""
+        if self.shared and len(sides) == 2:
+            return pair.num_distinct
+        return sum(pair.num_plain(side) for side in sides)
+
+    def __call__(self, pairs: Sequence["TokenizedPair"], sides: Sequence[Side] = BOTH) -> tuple[Tensor, Tensor]:
+        """Token log-probabilities and boolean mask: `(len(sides) * len(pairs), longest)`, a side after the other."""
+        device = next(self.model.parameters()).device
+        if self.shared:
+            batch: Any = pack(pairs, sides).to(device)
+            mask = batch.answers >= 0
+        else:
+            prompts = [pair.prompt_ids for pair in pairs] * len(sides)
+            batch = pad(prompts, [pair.completion(side) for side in sides for pair in pairs]).to(device)
+            mask = batch.mask
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            return self.model(spot_batch=batch), mask
 
 
 @torch.no_grad()
 def head_difference(model: "PreTrainedModel", prompt: Sequence[int], completion: Sequence[int]) -> float:
-    """The largest difference between `completion_logps` and the model's own full forward, in nats.
+    """The largest difference between `score` and the model's own full forward, in nats.
 
     Some architectures scale or cap logits after the head; for those this module would be silently wrong, so training
     starts by looking.
     """
-    fast, _ = completion_logps(model, [prompt], [completion])
-    ids = torch.tensor([[*prompt, *completion]], device=fast.device)
+    device = next(model.parameters()).device
+    fast = score(model, pad([prompt], [completion]).to(device))
+    ids = torch.tensor([[*prompt, *completion]], device=device)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits[0, len(prompt) - 1 :]
-    return float((fast[0] - _log_prob(logits, ids[0, len(prompt) :])).abs().max())
-
-
-def _log_prob(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.float().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    exact = logits.float().log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
+    return float((fast[0] - exact).abs().max())

@@ -7,8 +7,9 @@ from them would silently be another objective.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,30 +20,43 @@ from torch import Tensor
 
 from spot.errors import RunFailed
 from spot.store import write_atomic
-from spot.train.logps import pair_logps
-from spot.train.packing import micro_batches
+from spot.train.logps import Scorer
+from spot.train.packing import plan_step
+from spot.train.ranks import Ranks
+from spot.train.row import Side
 from spot.train.tokenize import TokenizedPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PACKED_TOGETHER = 256
-"""Pairs that are sorted by length together; bounded so that packing stays linear in the number of pairs."""
-
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference's log-probabilities in nats, fp32, in the order of the pairs.
+    """The reference's token log-probabilities in nats, fp32, in the order of the pairs.
 
-    `chosen_logps` and `rejected_logps` are `(num_pairs,)` sums over the answers; the `_token_logps` are flat, all
-    answers one after the other.
+    The `_token_logps` are flat, all answers one after the other; the `_lengths`, `(num_pairs,)` int64, cut them.
     """
 
     key: str
-    chosen_logps: Tensor
-    rejected_logps: Tensor
     chosen_token_logps: Tensor
     rejected_token_logps: Tensor
+    chosen_lengths: Tensor
+    rejected_lengths: Tensor
+
+    @cached_property
+    def _answers(self) -> dict[Side, tuple[Tensor, ...]]:
+        return {
+            "chosen": self.chosen_token_logps.split(self.chosen_lengths.tolist()),
+            "rejected": self.rejected_token_logps.split(self.rejected_lengths.tolist()),
+        }
+
+    def padded(self, side: Side, indices: Sequence[int], width: int) -> Tensor:
+        """The answers of `side` of the pairs `indices`, `(len(indices), width)`, 0 on padding."""
+        rows = torch.zeros(len(indices), width)
+        for row, index in zip(rows, indices, strict=True):
+            answer = self._answers[side][index]
+            row[: len(answer)] = answer
+        return rows
 
 
 def reference_key(model: "PreTrainedModel", pairs: Sequence[TokenizedPair], precision: str) -> str:
@@ -64,32 +78,39 @@ def tokens_hash(pairs: Sequence[TokenizedPair]) -> str:
 
 @torch.no_grad()
 def compute_reference(
-    model: "PreTrainedModel", pairs: Sequence[TokenizedPair], key: str, *, micro_batch_tokens: int, bf16: bool
+    scorer: Scorer,
+    pairs: Sequence[TokenizedPair],
+    key: str,
+    steps: Iterable[Sequence[int]],
+    *,
+    micro_batch_tokens: int,
+    ranks: Ranks | None = None,
 ) -> Reference:
-    """Score every pair under `model` as it is now, on the CPU afterwards."""
-    chosen: list[Tensor] = [torch.empty(0)] * len(pairs)
-    rejected: list[Tensor] = [torch.empty(0)] * len(pairs)
-    sums = torch.zeros(2, len(pairs))
-    for start in range(0, len(pairs), PACKED_TOGETHER):
-        group = range(start, min(start + PACKED_TOGETHER, len(pairs)))
-        for micro_batch in micro_batches([pairs[index].length for index in group], micro_batch_tokens):
-            indices = [group[position] for position in micro_batch]
-            token_logps, mask = pair_logps(model, [pairs[index] for index in indices], bf16=bf16)
-            sums[:, indices] = token_logps.sum(dim=1).view(2, -1).cpu()
-            rows = [row[kept] for row, kept in zip(token_logps.cpu(), mask.cpu(), strict=True)]
-            for position, index in enumerate(indices):
-                chosen[index], rejected[index] = rows[position], rows[len(indices) + position]
-    return Reference(key, sums[0], sums[1], torch.cat(chosen), torch.cat(rejected))
+    """Score every pair under the scorer's model as it is now, each rank its share, on the CPU afterwards.
+
+    `steps` are the steps of the first epoch, every index once: rows are packed as they will be in training, so that the
+    first step's rewards are exactly 0.
+    """
+    ranks = ranks or Ranks()
+    lengths = torch.tensor([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs]).T.contiguous()
+    flat = [torch.zeros(int(side.sum())) for side in lengths]
+    answers = [values.split(side.tolist()) for values, side in zip(flat, lengths, strict=True)]
+    for step in steps:
+        costs = [scorer.cost(pairs[index]) for index in step]
+        for row in plan_step(costs, micro_batch_tokens, ranks.count)[ranks.rank]:
+            indices = [step[position] for position in row or [costs.index(min(costs))]]
+            token_logps, mask = (tensor.cpu() for tensor in scorer([pairs[index] for index in indices]))
+            for side, number in enumerate(range(0, 2 * len(indices), len(indices)) if row else ()):
+                for place, index in enumerate(indices, start=number):
+                    answers[side][index].copy_(token_logps[place][mask[place]])
+    chosen, rejected = (ranks.gather(values) for values in flat)
+    return Reference(key, chosen, rejected, *lengths)
 
 
 def save_reference(path: Path, reference: Reference) -> None:
     """Write `reference` atomically as safetensors, its key in the metadata."""
-    tensors = {
-        "chosen_logps": reference.chosen_logps,
-        "rejected_logps": reference.rejected_logps,
-        "chosen_token_logps": reference.chosen_token_logps,
-        "rejected_token_logps": reference.rejected_token_logps,
-    }
+    names = ("chosen_token_logps", "rejected_token_logps", "chosen_lengths", "rejected_lengths")
+    tensors: dict[str, Tensor] = {name: getattr(reference, name) for name in names}
     write_atomic(path, to_safetensors(tensors, {"key": reference.key}))
 
 

@@ -3,7 +3,7 @@
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from spot.errors import UserError
 from spot.schema import Dropped
+from spot.store import disk_errors
 from spot.train.checkpoints import last_complete_checkpoint, saving
 from spot.train.config import SpotConfig
 from spot.train.tokenize import Preference
@@ -24,40 +25,11 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
-class TrainSettings:
-    """How to train; the defaults are the paper's for an 8B model. `save_steps` below 1 is a share of all steps."""
-
-    objective: str = "spot_bco"
-    beta: float = 0.1
-    reward_shift: str = "ema"
-    shift_decay: float = 0.9
-    sft_reduction: str = "token_mean"
-    score_rejected: bool = True
-    learning_rate: float = 1e-6
-    num_train_epochs: float = 2
-    pairs_per_step: int = 32
-    max_length: int = 8192
-    micro_batch_tokens: int = 16384
-    weight_decay: float = 0.01
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    warmup_ratio: float = 0.05
-    lr_scheduler_type: str = "cosine"
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    precision: str = "fp32"
-    save_steps: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "bf16"):
-            raise UserError(f"precision must be fp32 or bf16, got {self.precision!r}")
-        if not 0 <= self.warmup_ratio < 1:
-            raise UserError(f"warmup_ratio must be in [0, 1), got {self.warmup_ratio}")
-
-
-@dataclass(frozen=True)
 class TrainResult:
-    """What training did. `seconds` is this call's wall time, `reference_seconds` the part for the reference."""
+    """What training did. `seconds` is this call's wall time, `reference_seconds` the part for the reference.
+
+    `not_shared` says why prefixes were not shared, `None` where they were.
+    """
 
     steps: int
     num_pairs: int
@@ -65,53 +37,7 @@ class TrainResult:
     seconds: float
     reference_seconds: float
     resumed_from: int
-
-
-def train(
-    pairs: Sequence[Preference],
-    student: str | Path,
-    output_dir: Path,
-    checkpoints_dir: Path,
-    metrics_path: Path,
-    settings: TrainSettings,
-    progress: Progress | None = None,
-) -> TrainResult:
-    """Train `student` on `pairs` and save it to `output_dir`, which appears whole or not at all.
-
-    Goes on from the last whole checkpoint in `checkpoints_dir`. Writes one line a step to `metrics_path`. Raises
-    `UserError` on settings or pairs that cannot be trained on, before any weight is loaded, and `RunFailed` where the
-    loss is not finite or the reference of a resumed run is missing.
-    """
-    try:
-        args = SpotConfig(
-            output_dir=str(checkpoints_dir),
-            loss_type=[settings.objective],
-            beta=settings.beta,
-            reward_shift=settings.reward_shift,
-            shift_decay=settings.shift_decay,
-            sft_reduction=settings.sft_reduction,
-            score_rejected=settings.score_rejected,
-            learning_rate=settings.learning_rate,
-            num_train_epochs=settings.num_train_epochs,
-            per_device_train_batch_size=settings.pairs_per_step,
-            max_length=settings.max_length,
-            micro_batch_tokens=settings.micro_batch_tokens,
-            weight_decay=settings.weight_decay,
-            adam_beta1=settings.adam_beta1,
-            adam_beta2=settings.adam_beta2,
-            warmup_steps=settings.warmup_ratio,
-            lr_scheduler_type=settings.lr_scheduler_type,
-            max_grad_norm=settings.max_grad_norm,
-            seed=settings.seed,
-            bf16=settings.precision == "bf16",
-            save_steps=settings.save_steps,
-            save_total_limit=1,
-            disable_tqdm=True,
-            metrics_path=str(metrics_path),
-        )
-    except ValueError as error:
-        raise UserError(f"training settings: {error}") from error
-    return fit(pairs, student, output_dir, args, progress)
+    not_shared: str | None
 
 
 def fit(
@@ -121,17 +47,24 @@ def fit(
     args: SpotConfig,
     progress: Progress | None = None,
 ) -> TrainResult:
-    """`train` with a `SpotConfig`; checkpoints lie in `args.output_dir`."""
+    """Train `student` on `pairs` and save it to `output_dir`, which appears whole or not at all.
+
+    Checkpoints lie in `args.output_dir`; training goes on from the last whole one there. One line a step is written to
+    `args.metrics_path`. Raises `UserError` on pairs that cannot be trained on, before any weight is loaded, and
+    `RunFailed` where the loss is not finite or the reference of a resumed run is missing.
+    """
     started = time.perf_counter()
     with quiet():
         checkpoint = _checkpoint_to_resume(args)
-        trainer = SpotTrainer(student, args, pairs)
+        with disk_errors(Path(str(args.output_dir))):  # it makes that directory
+            trainer = SpotTrainer(student, args, pairs)
         trainer.remove_callback(PrinterCallback)
         if progress is not None:
             trainer.add_callback(_Progress(progress))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        with saving(output_dir):
-            _publish(trainer, output_dir)
+        if args.process_index == 0:
+            with saving(output_dir):
+                _publish(trainer, output_dir)
     return TrainResult(
         steps=trainer.state.global_step,
         num_pairs=len(trainer.pairs),
@@ -139,6 +72,7 @@ def fit(
         seconds=time.perf_counter() - started,
         reference_seconds=trainer.reference_seconds,
         resumed_from=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        not_shared=trainer.not_shared,
     )
 
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from jinja2 import TemplateError
 
 from spot.errors import UserError
 from spot.schema import Dropped, Prompt, as_dicts, as_messages, text_of
@@ -49,6 +52,25 @@ class TokenizedPair:
         """Tokens in the longer of the two sequences."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
+    def completion(self, side: Literal["chosen", "rejected"]) -> list[int]:
+        """The answer of `side`."""
+        return self.chosen_ids if side == "chosen" else self.rejected_ids
+
+    @cached_property
+    def num_common(self) -> int:
+        """Tokens that both answers begin with. Neither is a prefix of the other: each ends its turn exactly once."""
+        both = zip(self.chosen_ids, self.rejected_ids, strict=False)
+        return next(place for place, (chosen, rejected) in enumerate(both) if chosen != rejected)
+
+    def num_plain(self, side: Literal["chosen", "rejected"]) -> int:
+        """Tokens that `side` alone has to run: all but its last, which is only ever predicted."""
+        return len(self.prompt_ids) + len(self.completion(side)) - 1
+
+    @property
+    def num_distinct(self) -> int:
+        """Tokens that the pair has to run: prompt and common beginning once."""
+        return self.num_plain("chosen") + len(self.rejected_ids) - 1 - self.num_common
+
 
 def tokenize_pairs(
     pairs: Iterable[Preference], tokenizer: "PreTrainedTokenizerBase", max_length: int
@@ -58,11 +80,12 @@ def tokenize_pairs(
     The prompt is rendered by the tokenizer's chat template in non-thinking mode. The answer's text follows it as it
     stands, not through the template, because templates strip and reparse answers, and it must be what the student
     wrote. Raises `UserError` naming the row: empty answers, answers that are the same, an answer that holds the
-    end-of-turn token itself, a prompt that is not a token prefix; and for a tokenizer without a usable chat template.
+    end-of-turn token itself, a prompt that the template refuses or that is not a token prefix; and for a tokenizer
+    without a usable chat template.
     """
     rows = list(pairs)
     end_of_turn = end_of_turn_id(tokenizer)
-    prompts = [_render(tokenizer, as_dicts(as_messages(row.prompt)), generate=True) for row in rows]
+    prompts = [_render(tokenizer, as_dicts(as_messages(row.prompt)), f"pair {row.id!r}", generate=True) for row in rows]
     answers = [(_answer(row.id, "chosen", row.chosen), _answer(row.id, "rejected", row.rejected)) for row in rows]
     prompt_ids = _encode(tokenizer, prompts)
     chosen_ids = _encode(tokenizer, [prompt + chosen for prompt, (chosen, _) in zip(prompts, answers, strict=True)])
@@ -96,7 +119,7 @@ def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
         raise UserError(f"{name}: no chat template; use an instruction-tuned model, or add chat_template.jinja to it")
     probe = "probe"
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": probe}]
-    after = _render(tokenizer, messages, generate=False).rpartition(probe)[2]
+    after = _render(tokenizer, messages, name, generate=False).rpartition(probe)[2]
     following = _encode(tokenizer, [after])[0]
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     special.update(tokenizer.all_special_ids)
@@ -105,10 +128,13 @@ def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     return following[0]
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], *, generate: bool) -> str:
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=generate, enable_thinking=False
-    )
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], place: str, *, generate: bool) -> str:
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generate, enable_thinking=False
+        )
+    except TemplateError as error:
+        raise UserError(f"{place}: the chat template refuses its messages ({' '.join(str(error).split())})") from error
     assert isinstance(text, str)
     return text
 

@@ -1,18 +1,19 @@
 """`SpotTrainer`: transformers' Trainer with pairs for data and one loader item for an optimizer step.
 
 A loader item is a whole step's pairs; `training_step` cuts it into micro-batches itself. That way no loss or gradient
-depends on how a step is cut, and none of the Trainer's scaling for accumulated batches takes part.
+depends on how a step is cut, and none of the Trainer's scaling for accumulated batches takes part. Every rank is given
+the whole step and takes its share, so that all make equally many module calls.
 """
 
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PreTrainedModel,
@@ -27,7 +28,8 @@ from spot.objectives import update_shift
 from spot.schema import derived_seed
 from spot.train.checkpoints import MetricsFile, TrainingState, saving
 from spot.train.config import SpotConfig
-from spot.train.logps import head_difference
+from spot.train.logps import TOLERANCE, Scorer, accept_batches, head_difference, share_prefixes
+from spot.train.ranks import Ranks
 from spot.train.reference import (
     Reference,
     compute_reference,
@@ -43,9 +45,6 @@ from spot.train.tokenize import Preference, TokenizedPair, tokenize_pairs
 from spot.train.weights import disable_dropout, in_source_form, load_student, load_tokenizer, take_master_weights
 
 __all__ = ["SpotConfig", "SpotTrainer"]
-
-HEAD_TOLERANCE = 1e-3
-"""Nats in fp32 by which the head applied to selected rows may differ from the model's own logits."""
 
 
 class StepSampler(Sampler[list[int]]):
@@ -65,10 +64,13 @@ class StepSampler(Sampler[list[int]]):
         return math.ceil(self.num_pairs / self.pairs_per_step)
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order of pairs", self.epoch))
+        return iter(self.steps(self.epoch))
+
+    def steps(self, epoch: int) -> list[list[int]]:
+        """The steps of `epoch`."""
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order of pairs", epoch))
         order: list[int] = torch.randperm(self.num_pairs, generator=generator).tolist()
-        for start in range(0, self.num_pairs, self.pairs_per_step):
-            yield order[start : start + self.pairs_per_step]
+        return [order[start : start + self.pairs_per_step] for start in range(0, self.num_pairs, self.pairs_per_step)]
 
 
 class SpotTrainer(Trainer):
@@ -76,8 +78,8 @@ class SpotTrainer(Trainer):
 
     `model` is a directory, a hub name or a loaded model (turned to fp32 in place); `train_dataset` are rows in TRL's
     preference format with explicit prompts. The reference is the model as it is when training starts. `dropped` lists
-    the pairs that are left out for their length. Raises `UserError` on data that cannot be trained on, and on launches
-    with several processes, which are not supported yet.
+    the pairs that are left out for their length; `not_shared` says why prefixes are not shared, `None` where they are.
+    Raises `UserError` on data that cannot be trained on.
     """
 
     args: SpotConfig
@@ -100,15 +102,17 @@ class SpotTrainer(Trainer):
         disable_dropout(model)
         self.source_form = take_master_weights(model)
         super().__init__(model=model, args=args, processing_class=tokenizer, callbacks=callbacks)
-        if args.world_size > 1 or self.accelerator.distributed_type != DistributedType.NO:
-            raise UserError("several processes are not supported yet; start spot train without a launcher")
         self.args._n_gpu = min(self.args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage] (no DataParallel)
         self._train_batch_size = args.per_device_train_batch_size
         # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
         _check_head(self.pairs, model)
+        self.not_shared = share_prefixes(model, min(self.pairs, key=lambda pair: pair.length))
+        _check_budget(self.pairs, [self._scorer.cost(pair) for pair in self.pairs], args)
+        accept_batches(model)
         seed = args.seed if args.data_seed is None else args.data_seed
-        self.sampler = StepSampler(len(self.pairs), args.per_device_train_batch_size, seed)
-        self.metrics_file = MetricsFile(Path(args.metrics_path)) if args.metrics_path else None
+        self.sampler = StepSampler(len(self.pairs), args.pairs_per_step, seed)
+        writes = args.metrics_path is not None and args.process_index == 0
+        self.metrics_file = MetricsFile(Path(str(args.metrics_path))) if writes else None
         self.reference: Reference | None = None
         self.reference_seconds = 0.0
         self._delta = 0.0
@@ -148,10 +152,36 @@ class SpotTrainer(Trainer):
         if kept is not None and kept.key == self._key:
             return kept
         reference = compute_reference(
-            model, self.pairs, self._key, micro_batch_tokens=self.args.micro_batch_tokens, bf16=self.args.bf16
+            self._scorer,
+            self.pairs,
+            self._key,
+            self.sampler.steps(0),
+            micro_batch_tokens=self.args.micro_batch_tokens,
+            ranks=self._ranks,
         )
-        save_reference(self._reference_path, reference)
+        if self.args.process_index == 0:
+            save_reference(self._reference_path, reference)
         return reference
+
+    @property
+    def _scorer(self) -> Scorer:
+        model: Any = self.model_wrapped
+        return Scorer(model, self.not_shared is None, self.args.bf16)
+
+    @property
+    def _ranks(self) -> Ranks:
+        if self.args.world_size == 1:
+            return Ranks()
+
+        def gather(tensor: Tensor) -> Tensor:
+            there = tensor.to(self.args.device)
+            distributed.all_reduce(there)
+            return there.cpu()
+
+        def sync(last: bool) -> AbstractContextManager[None]:
+            return nullcontext() if last else self.accelerator.no_sync(self.model_wrapped)
+
+        return Ranks(self.args.process_index, self.args.world_size, gather, sync)
 
     @property
     def _language_model(self) -> PreTrainedModel:
@@ -167,15 +197,15 @@ class SpotTrainer(Trainer):
         started = time.perf_counter()
         model.train()
         result = run_step(
-            self._language_model,
+            self._scorer,
             self.pairs,
             inputs,
             self.reference,
             self.args.objective,
             delta=self._delta,
             micro_batch_tokens=self.args.micro_batch_tokens,
-            bf16=self.args.bf16,
             backward=self.accelerator.backward,
+            ranks=self._ranks,
         )
         self._check_finite(result, inputs)
         self._since_log.add(step_metrics(result, self._delta), result.tokens, started)
@@ -241,7 +271,8 @@ class SpotTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         assert self._key is not None
-        TrainingState(self._delta, self._steps, self._key, self._settings()).save(Path(output_dir))
+        if self.args.should_save:
+            TrainingState(self._delta, self._steps, self._key, self._settings()).save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -306,6 +337,8 @@ def step_metrics(result: StepResult, delta: float) -> dict[str, float]:
         "rewards/delta": torch.tensor(delta, dtype=torch.float64),
         "tether/chosen": result.chosen_tether.mean(),
         "tether/rejected": result.rejected_tether.mean(),
+        "kl/chosen": result.chosen_kl.mean(),
+        "shared_fraction": torch.tensor(1 - result.tokens / result.plain_tokens),
     }
     scored = not bool(result.rejected_logps.isnan().any())
     needs_rejected = ("rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/rejected")
@@ -315,11 +348,15 @@ def step_metrics(result: StepResult, delta: float) -> dict[str, float]:
 def _check_pairs(pairs: list[TokenizedPair], args: SpotConfig) -> None:
     if not pairs:
         raise UserError(f"no pair is left to train on; all are longer than max_length={args.max_length}, or none came")
-    longest = max(pairs, key=lambda pair: pair.length)
-    if 2 * longest.length > args.micro_batch_tokens:
+    _check_budget(pairs, [pair.num_distinct for pair in pairs], args)
+
+
+def _check_budget(pairs: list[TokenizedPair], costs: list[int], args: SpotConfig) -> None:
+    largest = max(costs)
+    if largest > args.micro_batch_tokens:
         raise UserError(
-            f"pair {longest.id!r}: 2 x {longest.length} tokens do not fit into micro_batch_tokens="
-            f"{args.micro_batch_tokens}; set it to at least {2 * longest.length}, or lower max_length"
+            f"pair {pairs[costs.index(largest)].id!r}: {largest} tokens do not fit into micro_batch_tokens="
+            f"{args.micro_batch_tokens}; set it to at least {largest}, or lower max_length"
         )
 
 
@@ -338,7 +375,7 @@ def _check_head(pairs: list[TokenizedPair], model: PreTrainedModel) -> None:
     difference = head_difference(model, shortest.prompt_ids, shortest.chosen_ids)
     if not math.isfinite(difference):
         raise RunFailed("the student's log-probabilities are not finite before training; its weights are damaged")
-    if difference > HEAD_TOLERANCE:
+    if difference > TOLERANCE:
         raise RunFailed(
             f"{type(model).__name__}: its logits are not its output embeddings applied to its hidden states "
             f"(log-probabilities differ by {difference:.3g}); this architecture is not supported"

@@ -4,36 +4,23 @@ import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from spot.errors import UserError
-from spot.hub import check_model_name
+from spot.hub import load_model as load_student
+from spot.hub import load_tokenizer
 
-
-def load_tokenizer(student: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in `student`, a directory or a hub name. Raises `UserError` where there is none."""
-    check_model_name(str(student))
-    try:
-        return AutoTokenizer.from_pretrained(student)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{student}: cannot load the tokenizer ({_first_line(error)})") from error
-
-
-def load_student(student: str | Path) -> PreTrainedModel:
-    """The causal language model in `student`, in the precision of its files. Raises `UserError` where there is none."""
-    try:
-        return AutoModelForCausalLM.from_pretrained(student, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{student}: cannot load the model ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+__all__ = [
+    "SourceForm",
+    "disable_dropout",
+    "in_source_form",
+    "load_student",
+    "load_tokenizer",
+    "take_master_weights",
+]
 
 
 @dataclass(frozen=True)

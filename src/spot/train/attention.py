@@ -1,0 +1,83 @@
+"""Attention over packed rows: each pair's two tails see the shared span and not each other.
+
+Registered with transformers under `SPOT_SHARED`. A forward without a packed row is SDPA as always, so a model that is
+set to it still generates. Values and gradients are those of two plain sequences.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+
+from spot.train.row import PackedRow, Stretch
+
+SPOT_SHARED = "spot_shared"
+
+
+class UnsupportedAttention(Exception):
+    """The model asks its attention for something that packed rows cannot give; the plain path can."""
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed_row: PackedRow | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention in transformers' form: `(1, heads, tokens, dim)` to `(1, tokens, heads, dim)`.
+
+    Raises `UnsupportedAttention` on windows, caps, sinks and position biases, and on attention that is not causal.
+    """
+    if packed_row is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    asked = [
+        name
+        for name in ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask")
+        if kwargs.get(name) is not None
+    ]
+    if asked or dropout or not getattr(module, "is_causal", True):
+        raise UnsupportedAttention(", ".join(asked) or ("dropout" if dropout else "attention that is not causal"))
+    packed_row.num_calls += 1
+    # Under autocast SDPA would do this itself, but not where a causal bias stands between.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    # Tokens first: a cut is then a view, and what comes out is in the order that transformers wants.
+    sizes = [stretch.length for stretch in packed_row.stretches]
+    cut = (states[0].transpose(0, 1).split(sizes) for states in (query, key, value))
+    out = [_branched(stretch, q, k, v, scaling) for stretch, q, k, v in zip(packed_row.stretches, *cut, strict=True)]
+    return torch.cat(out)[None], None
+
+
+def _branched(stretch: Stretch, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """One pair, all `(tokens, heads, dim)`: the first answer as a plain sequence, then the second one's tail."""
+    ends = [stretch.shared + stretch.first, stretch.second]
+    (query_1, query_2), (key_1, key_2), (value_1, value_2) = (part.split(ends) for part in (query, key, value))
+    out = _sdpa(query_1[None], key_1[None], value_1[None], scaling, is_causal=True)[0]
+    if not stretch.second:
+        return out
+    key_2 = torch.cat([key_1[: stretch.shared], key_2])
+    value_2 = torch.cat([value_1[: stretch.shared], value_2])
+    seen: Any = causal_lower_right(len(query_2), len(key_2))
+    return torch.cat([out, _sdpa(query_2[None], key_2[None], value_2[None], scaling, attn_mask=seen)[0]])
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, **mask: Any) -> Tensor:
+    """SDPA over `(batch, tokens, heads, dim)`; key and value may have fewer heads."""
+    q, k, v = (states.transpose(1, 2) for states in (query, key, value))
+    fewer = query.shape[2] != key.shape[2]
+    return scaled_dot_product_attention(q, k, v, scale=scaling, enable_gqa=fewer, **mask).transpose(1, 2)
+
+
+AttentionInterface.register(SPOT_SHARED, attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(SPOT_SHARED, sdpa_mask)
