@@ -305,7 +305,7 @@ def doctor_command(
 def lab_train_command(
     output: Annotated[Path, typer.Option(help="The directory to write the student to.")],
     world: Annotated[str, typer.Option(help="A bundled world's name or a world file.")] = "default",
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's own unless given.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's own unless given.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, questions and order.")] = 0,
 ) -> None:
     """Raise the bundled student from nothing, on its world's text. A stopped training goes on where it was."""
@@ -316,6 +316,7 @@ def lab_train_command(
     from spot.lab.recipe import Recipe, train_student
     from spot.lab.world import World
     from spot.progress import bar
+    from spot.train.checkpoints import saving
 
     if (output / "model.safetensors").exists():
         raise UserError(f"{output}: holds a model already; choose another directory")
@@ -323,7 +324,7 @@ def lab_train_command(
     recipe = Recipe(seed=seed)
     recipe = recipe if steps is None else replace(recipe, steps=steps)
     console = _console()
-    with bar(console, "student") as progress:
+    with saving(output), bar(console, "student") as progress:
 
         def show(step: int, total: int, loss: float) -> None:
             progress.update(step, total, f"loss {loss:.3f}")
@@ -337,7 +338,7 @@ def lab_problems_command(
     output: Output,
     family: Annotated[str, typer.Option(help="in_domain, ood or instructions.")] = "in_domain",
     split: Annotated[str, typer.Option(help="train, tune or test.")] = "train",
-    count: Annotated[int, typer.Option(help="How many questions.")] = 2000,
+    count: Annotated[int, typer.Option(help="How many questions.", min=1)] = 2000,
     world: Annotated[str, typer.Option(help="A bundled world's name or a world file.")] = "default",
     seed: Annotated[int, typer.Option(help="Decides the questions.")] = 0,
 ) -> None:

@@ -159,6 +159,7 @@ class TrainSection(Section):
     num_train_epochs: int = Field(default=2, ge=1)
     pairs_per_step: int = Field(default=32, ge=1)
     max_length: int = Field(default=8192, ge=2)
+    overlength: Literal["drop", "error"] = "drop"
     micro_batch_tokens: int = Field(default=16384, ge=1)
     weight_decay: float = Field(default=0.01, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)

@@ -19,6 +19,7 @@ from transformers import (
 from spot.errors import RunFailed, UserError
 from spot.schema import Pair
 from spot.train.checkpoints import MetricsFile, last_complete_checkpoint
+from spot.train.logps import Scorer
 from spot.train.run import TrainResult, fit
 from spot.train.trainer import SpotConfig, SpotTrainer, StepSampler
 
@@ -128,7 +129,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))  # the weights are larger, the small files are not
     try:
-        with pytest.raises(RunFailed, match="cannot write") as caught:
+        with pytest.raises(UserError, match="cannot write") as caught:
             run(student, tmp_path, pairs)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -209,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(
 ) -> None:
     args = SpotConfig(output_dir=str(tmp_path), per_device_train_batch_size=10, save_steps=1, disable_tqdm=True)
     poison = Poison(1)
-    trainer = SpotTrainer(make_model(), args, pairs, tokenizer, callbacks=[poison])
+    trainer = SpotTrainer(make_model(), args, pairs, processing_class=tokenizer, callbacks=[poison])
     poison.trainer = trainer
     before = make_model().state_dict()
     with pytest.raises(RunFailed, match=r"step 2: the loss is not finite in pairs pair-3;"):
@@ -224,13 +225,13 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(
 def test_mappings_train_like_pairs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path) -> None:
     columns = [{"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "score": 1} for pair in pairs]
     args = SpotConfig(output_dir=str(tmp_path), disable_tqdm=True)
-    trainer = SpotTrainer(make_model(), args, columns, tokenizer)
-    typed = SpotTrainer(make_model(), args, pairs, tokenizer)
+    trainer = SpotTrainer(make_model(), args, columns, processing_class=tokenizer)
+    typed = SpotTrainer(make_model(), args, pairs, processing_class=tokenizer)
     assert [pair.chosen_ids for pair in trainer.pairs] == [pair.chosen_ids for pair in typed.pairs]
     assert [pair.id for pair in trainer.pairs][:2] == ["1", "2"]
     del columns[4]["rejected"]
     with pytest.raises(UserError, match="row 5: column 'rejected'"):
-        SpotTrainer(make_model(), args, columns, tokenizer)
+        SpotTrainer(make_model(), args, columns, processing_class=tokenizer)
 
 
 def test_data_that_cannot_be_trained_on_is_refused(
@@ -238,10 +239,12 @@ def test_data_that_cannot_be_trained_on_is_refused(
 ) -> None:
     def start(**settings: Any) -> None:
         model = settings.pop("model", "no/such/model")  # never reached where the data are refused
-        SpotTrainer(model, SpotConfig(output_dir=str(tmp_path), **settings), pairs, tokenizer)
+        SpotTrainer(model, SpotConfig(output_dir=str(tmp_path), **settings), pairs, processing_class=tokenizer)
 
     with pytest.raises(UserError, match="no pair is left"):
         start(max_length=5)
+    with pytest.raises(UserError, match="10 pairs are too long, pair 'pair-0' among them"):
+        start(max_length=5, overlength="error")
     with pytest.raises(UserError, match="micro_batch_tokens=40"):
         start(micro_batch_tokens=40)
     with pytest.raises(UserError, match="beyond the model's 100 embeddings"):
@@ -259,7 +262,7 @@ def test_data_that_cannot_be_trained_on_is_refused(
         ({"shift_decay": 1.0}, "shift_decay"),
         ({"fp16": True}, "bf16"),
         ({"max_length": 0}, "max_length"),
-        ({"eval_strategy": "steps"}, "spot eval"),
+        ({"overlength": "cut"}, "overlength must be drop or error"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], problem: str, tmp_path: Path) -> None:
@@ -292,3 +295,27 @@ def test_metrics_begin_anew_without_a_checkpoint(tmp_path: Path) -> None:
     assert rows(tmp_path) == [{"step": 1}]
     file.begin(0)
     assert rows(tmp_path) == []
+
+
+def test_evaluation_moves_nothing_and_measures_the_whole_set(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path
+) -> None:
+    def trained(**given: Any) -> SpotTrainer:
+        directory = tmp_path / ("with" if given else "without")
+        changes: dict[str, Any] = {"eval_strategy": "epoch"} if given else {}
+        args = SpotConfig(output_dir=str(directory), disable_tqdm=True, **SETTINGS, **changes)
+        trainer = SpotTrainer(make_model(), args, pairs[:6], processing_class=tokenizer, **given)
+        trainer.train()
+        return trainer
+
+    plain, evaluated = trained(), trained(eval_dataset=pairs[6:])
+    losses = [[row["loss"] for row in trainer.state.log_history if "loss" in row] for trainer in (plain, evaluated)]
+    assert losses[0] == losses[1]
+    logged = [row for row in evaluated.state.log_history if "eval_loss" in row]
+    assert len(logged) == 3 and "eval_tether/chosen" not in logged[0]
+    # The mean over the four pairs, whatever the last shift.
+    chosen = logged[-1]["eval_logps/chosen"]
+    token_logps, _ = Scorer(evaluated.model, True, False)(evaluated.pairs[6:])  # pyright: ignore[reportArgumentType]
+    assert chosen == pytest.approx(float(token_logps[:4].sum()) / 4, rel=1e-5)
+    with pytest.raises(UserError, match="given as eval_dataset"):
+        plain.evaluate()

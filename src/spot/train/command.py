@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import yaml
 from rich.console import Console
 from transformers import HfArgumentParser
+from transformers.trainer_utils import IntervalStrategy
 
 from spot.errors import UserError
 from spot.hub import model_path
@@ -37,6 +38,9 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Pairs as JSONL or Parquet with the columns prompt, chosen, rejected. Required."},
     )
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Pairs to evaluate on during training, with --eval_strategy."}
+    )
     config: str | None = field(default=None, metadata={"help": "A YAML file with any of these flags as keys."})
 
 
@@ -57,6 +61,9 @@ def main(argv: list[str]) -> None:
         if not getattr(script, name):
             raise UserError(f"spot train: --{name} is required (see: spot train --help)")
     pairs = read_preferences(Path(str(script.dataset_name)))
+    held_out = read_preferences(Path(script.eval_dataset_name)) if script.eval_dataset_name else None
+    if held_out is None and args.eval_strategy != IntervalStrategy.NO:
+        raise UserError("spot train: --eval_strategy needs --eval_dataset_name")
     output_dir = Path(str(args.output_dir))
     args.metrics_path = args.metrics_path or str(output_dir / "metrics.jsonl")
     args.disable_tqdm = True
@@ -67,6 +74,7 @@ def main(argv: list[str]) -> None:
             output_dir,
             args,
             lambda step, total, metrics: progress.update(step, total, f"loss {metrics['loss']:.4f}"),
+            held_out,
         )
     _report(result, output_dir, args)
 

@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.trainer_utils import SchedulerType
 
 from spot.objectives import ShiftKind
 from spot.train.objective import OBJECTIVES, Objective
@@ -51,7 +51,8 @@ class SpotConfig(TrainingArguments):
     kl_coefficient: float = _help(0.1, "kl_sft: weight of the KL estimate.")
     kl_estimator: str = _help("k3", "kl_sft: estimator of KL(policy, reference) from single tokens: k1, k2 or k3.")
     score_rejected: bool = _help(True, "Objectives of chosen answers: score the rejected ones too, for the log only.")
-    max_length: int = _help(8192, "Pairs with a longer sequence are left out and counted, never truncated.")
+    max_length: int = _help(8192, "Pairs with a longer sequence are never truncated; see overlength.")
+    overlength: str = _help("drop", "Pairs longer than max_length: drop (left out and counted) or error.")
     micro_batch_tokens: int = _help(16384, "Distinct tokens a micro-batch may hold; bounds memory.")
     metrics_path: str | None = _help(None, "Where each logged step is written as a JSON line.")
     reference_path: str | None = _help(
@@ -77,6 +78,8 @@ class SpotConfig(TrainingArguments):
         _ = self.objective
         if self.reward_shift not in get_args(ShiftKind):
             raise ValueError(f"reward_shift must be one of {', '.join(get_args(ShiftKind))}, got {self.reward_shift!r}")
+        if self.overlength not in ("drop", "error"):
+            raise ValueError(f"overlength must be drop or error, got {self.overlength!r}")
         if not 0 <= self.shift_decay < 1:
             raise ValueError(f"shift_decay must be in [0, 1), got {self.shift_decay}")
         for name in ("per_device_train_batch_size", "max_length", "micro_batch_tokens"):
@@ -90,8 +93,6 @@ class SpotConfig(TrainingArguments):
             raise ValueError("fp16 is not supported; use --bf16, or neither for fp32")
         if self.logging_nan_inf_filter:
             raise ValueError("logging_nan_inf_filter would hide a loss that is not finite; leave it off")
-        if self.eval_strategy != IntervalStrategy.NO:
-            raise ValueError("evaluation during training is not available; evaluate the saved model with: spot eval")
 
     @property
     def objective(self) -> Objective:

@@ -46,6 +46,7 @@ def fit(
     output_dir: Path,
     args: SpotConfig,
     progress: Progress | None = None,
+    eval_pairs: Iterable[Preference | Mapping[str, Any]] | None = None,
 ) -> TrainResult:
     """Train `student` on `pairs` and save it to `output_dir`, which appears whole or not at all.
 
@@ -57,7 +58,7 @@ def fit(
     with quiet():
         checkpoint = _checkpoint_to_resume(args)
         with disk_errors(Path(str(args.output_dir))):  # it makes that directory
-            trainer = SpotTrainer(student, args, pairs)
+            trainer = SpotTrainer(student, args, pairs, eval_pairs)
         trainer.remove_callback(PrinterCallback)
         if progress is not None:
             trainer.add_callback(_Progress(progress))
@@ -67,7 +68,7 @@ def fit(
                 _publish(trainer, output_dir)
     return TrainResult(
         steps=trainer.state.global_step,
-        num_pairs=len(trainer.pairs),
+        num_pairs=trainer.num_train,
         dropped=trainer.dropped,
         seconds=time.perf_counter() - started,
         reference_seconds=trainer.reference_seconds,

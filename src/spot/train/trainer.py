@@ -25,7 +25,7 @@ from transformers import (
 
 from spot.errors import RunFailed, UserError
 from spot.objectives import update_shift
-from spot.schema import derived_seed
+from spot.schema import Dropped, derived_seed
 from spot.train.checkpoints import MetricsFile, TrainingState, saving
 from spot.train.config import SpotConfig
 from spot.train.logps import TOLERANCE, Scorer, accept_batches, head_difference, share_prefixes
@@ -77,9 +77,9 @@ class SpotTrainer(Trainer):
     """Train a causal language model on surgical pairs.
 
     `model` is a directory, a hub name or a loaded model (turned to fp32 in place); `train_dataset` are rows in TRL's
-    preference format with explicit prompts. The reference is the model as it is when training starts. `dropped` lists
-    the pairs that are left out for their length; `not_shared` says why prefixes are not shared, `None` where they are.
-    Raises `UserError` on data that cannot be trained on.
+    preference format with explicit prompts, `eval_dataset` too. The reference is the model as it is when training
+    starts. `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not shared,
+    `None` where they are. Raises `UserError` on data that cannot be trained on.
     """
 
     args: SpotConfig
@@ -89,19 +89,31 @@ class SpotTrainer(Trainer):
         model: str | Path | PreTrainedModel,
         args: SpotConfig,
         train_dataset: Iterable[Preference | Mapping[str, Any]],
+        eval_dataset: Iterable[Preference | Mapping[str, Any]] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         source = model.name_or_path if isinstance(model, PreTrainedModel) else model
         tokenizer = processing_class or load_tokenizer(source or "")
-        self.pairs, self.dropped = tokenize_pairs(as_preferences(train_dataset), tokenizer, args.max_length)
-        _check_pairs(self.pairs, args)
+        self.pairs, self.dropped = _tokenized("train_dataset", train_dataset, tokenizer, args)
+        eval_pairs, eval_dropped = _tokenized("eval_dataset", eval_dataset or [], tokenizer, args)
+        self.dropped += eval_dropped
+        # Pairs to evaluate on stand behind those to train on, so that one reference serves both.
+        self.num_train = len(self.pairs)
+        self.pairs += eval_pairs
+        _check_pairs(self.num_train, self.pairs, args)
         if not isinstance(model, PreTrainedModel):
             model = load_student(model)
         _check_vocabulary(self.pairs, model)
         disable_dropout(model)
         self.source_form = take_master_weights(model)
-        super().__init__(model=model, args=args, processing_class=tokenizer, callbacks=callbacks)
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            eval_dataset=range(self.num_train, len(self.pairs)) if eval_pairs else None,  # pyright: ignore[reportArgumentType]
+        )
         self.args._n_gpu = min(self.args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage] (no DataParallel)
         self._train_batch_size = args.per_device_train_batch_size
         # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
@@ -110,7 +122,7 @@ class SpotTrainer(Trainer):
         _check_budget(self.pairs, [self._scorer.cost(pair) for pair in self.pairs], args)
         accept_batches(model)
         seed = args.seed if args.data_seed is None else args.data_seed
-        self.sampler = StepSampler(len(self.pairs), args.pairs_per_step, seed)
+        self.sampler = StepSampler(self.num_train, args.pairs_per_step, seed)
         writes = args.metrics_path is not None and args.process_index == 0
         self.metrics_file = MetricsFile(Path(str(args.metrics_path))) if writes else None
         self.reference: Reference | None = None
@@ -124,7 +136,7 @@ class SpotTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[int]:
         """A loader whose items are lists of indices into `pairs`, one list a step."""
-        return DataLoader(range(len(self.pairs)), batch_sampler=self.sampler, collate_fn=list)  # pyright: ignore[reportArgumentType]
+        return DataLoader(range(self.num_train), batch_sampler=self.sampler, collate_fn=list)  # pyright: ignore[reportArgumentType]
 
     def begin(self, step: int) -> None:
         """Make ready what a step needs, after the weights to go on from are in place: `step` steps are done."""
@@ -155,13 +167,55 @@ class SpotTrainer(Trainer):
             self._scorer,
             self.pairs,
             self._key,
-            self.sampler.steps(0),
+            self.sampler.steps(0) + self._eval_steps(),
             micro_batch_tokens=self.args.micro_batch_tokens,
             ranks=self._ranks,
         )
         if self.args.process_index == 0:
             save_reference(self._reference_path, reference)
         return reference
+
+    def _eval_steps(self) -> list[list[int]]:
+        size = self.args.pairs_per_step
+        return [
+            list(range(start, min(start + size, len(self.pairs))))
+            for start in range(self.num_train, len(self.pairs), size)
+        ]
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:  # noqa: ARG002
+        """Loss and metrics over the whole `eval_dataset` given at the start; the shift stands still.
+
+        Raises `UserError` where there is none, or another is given: its reference would have to be known.
+        """
+        if self.num_train == len(self.pairs) or (eval_dataset is not None and eval_dataset is not self.eval_dataset):
+            raise UserError("evaluation needs the pairs that SpotTrainer was given as eval_dataset")
+        if self.reference is None:
+            self.begin(0)
+        assert self.reference is not None
+        started = time.perf_counter()
+        self._language_model.eval()
+        totals: dict[str, float] = {}
+        for step in self._eval_steps():
+            result = run_step(
+                self._scorer,
+                self.pairs,
+                step,
+                self.reference,
+                self.args.objective,
+                delta=self._delta,
+                micro_batch_tokens=self.args.micro_batch_tokens,
+                backward=None,
+                ranks=self._ranks,
+            )
+            row = step_metrics(result, self._delta) | {"loss": result.loss}
+            for name, value in row.items():
+                if not name.startswith("tether/"):
+                    totals[name] = totals.get(name, 0.0) + value * len(step) / (len(self.pairs) - self.num_train)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in totals.items()}
+        metrics[f"{metric_key_prefix}_runtime"] = time.perf_counter() - started
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     @property
     def _scorer(self) -> Scorer:
@@ -345,8 +399,23 @@ def step_metrics(result: StepResult, delta: float) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if scored or name not in needs_rejected}
 
 
-def _check_pairs(pairs: list[TokenizedPair], args: SpotConfig) -> None:
-    if not pairs:
+def _tokenized(
+    name: str,
+    rows: Iterable[Preference | Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    args: SpotConfig,
+) -> tuple[list[TokenizedPair], list[Dropped]]:
+    pairs, dropped = tokenize_pairs(as_preferences(rows), tokenizer, args.max_length)
+    if dropped and args.overlength == "error":
+        raise UserError(
+            f"{name}: {len(dropped)} pairs are too long, pair {dropped[0].id!r} among them ({dropped[0].detail}); "
+            "raise max_length, or leave them out with overlength=drop"
+        )
+    return pairs, dropped
+
+
+def _check_pairs(num_train: int, pairs: list[TokenizedPair], args: SpotConfig) -> None:
+    if not num_train:
         raise UserError(f"no pair is left to train on; all are longer than max_length={args.max_length}, or none came")
     _check_budget(pairs, [pair.num_distinct for pair in pairs], args)
 
