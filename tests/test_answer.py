@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_model import save_tiny_model
 
-from spot.answer import answer
+from spot.answer import answer, import_answers
 from spot.errors import RunFailed, UserError
 from spot.models.base import Model, Reply, Request
 from spot.models.local import LocalModel
-from spot.schema import Attempt, Counts, Problem, Sampling, Verdict, derived_seed
+from spot.schema import Attempt, Counts, Dropped, Problem, Sampling, Verdict, derived_seed
 from spot.store import read_rows, write_rows
 
 SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=20, seed=4)
@@ -226,6 +226,23 @@ def test_repeated_problem_ids_and_parquet_are_wrong_use(tmp_path: Path) -> None:
         ask(Scripted(), tmp_path / "a.jsonl", [PROBLEMS[0], PROBLEMS[0]])
     with pytest.raises(UserError, match=r"\.jsonl"):
         ask(Scripted(), tmp_path / "a.parquet")
+
+
+def test_answers_given_elsewhere_are_judged_and_repeated_ones_told(tmp_path: Path) -> None:
+    file, output = tmp_path / "a.jsonl", tmp_path / "out.jsonl"
+    answers = [("p1", "1", 0), ("p1", "0", 1), ("p1", "2", 0), ("p2", "2", 0)]
+    file.write_text(
+        "".join(f'{{"problem_id": "{name}", "response": "{text}", "sample": {n}}}\n' for name, text, n in answers)
+    )
+    told = r"a\.jsonl:3: id 'problem p1, sample 0' was already used in line 1"
+    with pytest.raises(UserError, match=told):
+        import_answers(file, PROBLEMS, verify, output, "error", [])
+    assert not output.exists()
+    dropped: list[Dropped] = []
+    attempts = import_answers(file, PROBLEMS, verify, output, "skip", dropped)
+    assert [(row.id, row.outcome) for row in attempts] == [("p1#0", "correct"), ("p1#1", "wrong"), ("p2#0", "correct")]
+    assert read_rows(output, Attempt) == attempts
+    assert [(row.id, row.reason) for row in dropped] == [("line 3", "bad_row")]
 
 
 def test_no_problems_no_attempts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,10 @@ BAD_ROWS = {
     "wrong role": (
         GOOD + '{"id": "b", "prompt": [{"role": "tool", "content": "q"}], "answer": "3"}\n',
         r"p.jsonl:2: field 'prompt.0.role': input should be 'system'",
+    ),
+    "no messages": (
+        GOOD + '{"id": "b", "prompt": [], "answer": "3"}\n',
+        r"p.jsonl:2: field 'prompt': needs at least one message",
     ),
     "long unknown field": (GOOD + '{"id": "b", "prompt": "q", "answer": "3", "%s": 1}\n' % ("x" * 9999), r"\.\.\.$"),
     "repeated id": (GOOD + "\n" + GOOD, r"p.jsonl:3: id 'a' was already used in line 1"),
@@ -227,6 +232,41 @@ def test_a_full_disk_is_one_clear_error_also_when_the_file_is_closed() -> None:
     rows = [Problem(id="a", prompt="q", answer="1")]
     with pytest.raises(UserError, match="No space left on device"), Appender(Path("/dev/full")) as appender:
         appender.append(rows)
+
+
+def test_a_disk_that_fills_up_within_a_row_leaves_whole_rows(tmp_path: Path) -> None:
+    rows = [Problem(id=str(number), prompt="q" * 100, answer="1") for number in range(3)]
+    line = len(rows[0].model_dump_json()) + 1
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Appender(tmp_path / "p.jsonl") as first:
+        first.append(rows[:1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (line * 2 + 9, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot write"), Appender(tmp_path / "p.jsonl") as appender:
+            appender.append(rows[1:])
+        with pytest.raises(UserError, match="cannot write"), Appender(tmp_path / "new.jsonl") as appender:
+            appender.append(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "p.jsonl").stat().st_size == line and not (tmp_path / "new.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json"])
+@pytest.mark.parametrize("damage", ["", "[", "3", None])
+def test_a_damaged_run_directory_is_one_line_and_can_be_started_over(
+    tmp_path: Path, name: str, damage: str | None
+) -> None:
+    run = tmp_path / "run"
+    RunDirectory.open(run, "a: 1\n")
+    (run / "attempts.jsonl").write_text("x")
+    (run / name).unlink()
+    if damage is not None:
+        (run / name).write_text(damage)
+    with pytest.raises(UserError, match=r"not a run directory" if (name, damage) == ("manifest.json", None) else name):
+        RunDirectory.open(run, "a: 1\n")
+    if (run / "manifest.json").exists():
+        RunDirectory.open(run, "a: 1\n", overwrite=True)
+        assert not (run / "attempts.jsonl").exists() and (run / "config.yaml").read_text() == "a: 1\n"
 
 
 def test_a_run_without_rows_takes_the_mended_config(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 class RunFailed(Exception):
-    """The work itself failed (an endpoint answers nothing, a loss is not finite); what was done is kept. Exit code 1."""
+    """The work itself failed (no reply, a loss that is not finite); what was done is kept. Exit code 1."""
 
 
 class StoppedEarly(Exception):

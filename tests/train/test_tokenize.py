@@ -102,3 +102,15 @@ def test_a_tokenizer_without_a_usable_template_is_refused(pairs: list[Pair]) -> 
     bare.chat_template = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
     with pytest.raises(UserError, match="does not end an answer"):
         tokenize_pairs(pairs, bare, 512)
+    bare.chat_template = "{{ raise_exception('not today') }}"
+    with pytest.raises(UserError, match=r"the chat template refuses its messages \(not today\)"):
+        tokenize_pairs(pairs, bare, 512)
+
+
+def test_a_prompt_that_the_template_refuses_is_named(pairs: list[Pair]) -> None:
+    picky = make_tokenizer()
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    picky.chat_template = refusal + str(picky.chat_template)
+    pairs[1] = pairs[1].model_copy(update={"prompt": [Message(role="system", content="Be brief.")]})
+    with pytest.raises(UserError, match=r"pair 'pair-1': the chat template refuses its messages \(no system\)"):
+        tokenize_pairs(pairs, picky, 512)

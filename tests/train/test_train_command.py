@@ -7,6 +7,7 @@ from tests.tiny_student import make_pairs, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from spot.errors import UserError
+from spot.lab.student import STUDENT_DIR
 from spot.train.command import main, parse
 from spot.train.tokenize import tokenize_pairs
 
@@ -43,6 +44,14 @@ def test_it_trains_and_goes_on(
     assert not (tmp_path / "out.tmp").exists()
 
 
+def test_lab_is_the_bundled_student(dataset: Path, tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_text(f"model_name_or_path: lab\ndataset_name: {dataset}\noutput_dir: {tmp_path / 'out'}\n")
+    main(["--config", str(config), "--max_steps", "1", "--micro_batch_tokens", "512"])
+    trained, bundled = (AutoModelForCausalLM.from_pretrained(place) for place in (tmp_path / "out", STUDENT_DIR))
+    assert trained.config.vocab_size == bundled.config.vocab_size
+
+
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     config = tmp_path / "train.yaml"
     config.write_text("learning_rate: 1e-4\nbeta: 0.5\n")
@@ -60,6 +69,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         (["--bta=1"], "unknown argument --bta=1; did you mean --beta"),
         (["--dataset_name", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--config", "missing.yaml"], "missing.yaml: cannot read the config"),
+        (["--config", __file__ + "/x"], "cannot read the config"),
         (["--resume_from_checkpoint", "nowhere"], "nowhere: not a whole checkpoint"),
     ],
 )
@@ -86,6 +96,28 @@ def test_an_unknown_key_in_the_file_gets_its_nearest(tmp_path: Path) -> None:
     config.write_text("learning_rat: 1e-4\n")
     with pytest.raises(UserError, match="unknown key 'learning_rat'; did you mean learning_rate"):
         parse(["--config", str(config)])
+
+
+def test_a_file_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    config = tmp_path / "train.yaml"
+    config.write_bytes(b"beta: \xff\n")
+    with pytest.raises(UserError, match=r"train\.yaml: not YAML"):
+        parse(["--config", str(config)])
+
+
+def test_a_student_or_an_output_that_cannot_be_is_one_line(
+    dataset: Path, save_student: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    student = save_student()
+    argv = ["--model_name_or_path", str(student), "--dataset_name", str(dataset), "--micro_batch_tokens", "512"]
+    with pytest.raises(UserError, match=r"pairs\.jsonl: cannot write \(File exists\)"):
+        main([*argv, "--output_dir", str(dataset)])
+    weights = (student / "model.safetensors").read_bytes()
+    (student / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(UserError, match="student: not a model that transformers can load"):
+        main([*argv, "--output_dir", str(tmp_path / "out")])
+    # The progress bar leaves no empty line before the error's.
+    assert capfd.readouterr().err == "" and not (tmp_path / "out").exists()
 
 
 def test_what_is_missing_is_said() -> None:
