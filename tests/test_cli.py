@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from tests.fake_server import FakeServer, failure
+from tests.tiny_student import make_tokenizer
 
 from spot import cli
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict
@@ -141,6 +143,64 @@ def test_a_full_disk_under_the_output_of_a_command_is_one_line(
         code, errors = spot_here(*stage.split())
         assert code == 2 and "(No space left on device); free some room" in errors and errors.count("\n") == 1
     assert not list(tmp_path.glob("out/*.tmp"))
+
+
+RUN = """
+run: {dir: run, stages: [elicit, rectify, filter]}
+problems: {source: p.jsonl}
+elicit: {attempts: w.jsonl}
+rectify: {oracle: import, path: c.jsonl}
+"""
+
+
+def test_what_a_stage_stopped_over_can_be_mended(spot_here: SpotHere, tmp_path: Path) -> None:
+    write_files(tmp_path)
+    (tmp_path / "c.yaml").write_text(RUN)
+    wrong = ["elicit.attempts=none.jsonl", "rectify.path=empty.jsonl", "filter.gamma=0"]
+    (tmp_path / "empty.jsonl").touch()
+    for told in ("none.jsonl: no such file", "none of its 0 corrections", "raise filter.gamma"):
+        code, errors = spot_here("run", "c.yaml", *wrong)
+        assert code == 2 and told in errors
+        del wrong[0]
+    assert spot_here("run", "c.yaml") == (0, "")
+    code, errors = spot_here("run", "c.yaml", "filter.gamma=0.7")
+    assert code == 2 and "another config (filter.gamma: 0.6 there, 0.7 here)" in errors
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["run.stages=[elicit, train]", "student.model=bare", "student.base_url=http://127.0.0.1:9/v1"], "no chat"),
+        (["run.stages=[elicit, filter]", "student.model=empty"], "empty: no tokenizer"),
+        (["run.stages=[elicit, train]", "train.save_steps=1.5"], "train: --save_steps must be an integer"),
+    ],
+)
+def test_what_later_stages_cannot_use_shows_before_the_first(
+    spot_here: SpotHere, tmp_path: Path, overrides: list[str], told: str
+) -> None:
+    write_files(tmp_path)
+    (tmp_path / "c.yaml").write_text(RUN)
+    (tmp_path / "empty").mkdir()
+    bare = make_tokenizer()
+    bare.chat_template = None
+    bare.save_pretrained(tmp_path / "bare")
+    code, errors = spot_here("run", "c.yaml", *overrides)
+    assert code == 2 and told in errors and errors.count("\n") == 1, errors
+    assert not list((tmp_path / "run").glob("*.jsonl"))
+
+
+def test_a_full_disk_under_a_students_weights_is_one_line(spot_here: SpotHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("spot.lab.recipe.train_student", full)
+    code, errors = spot_here("lab", "train", "--output", "out", "--steps", "1")
+    assert code == 2 and errors.startswith("error: out: cannot write") and errors.count("\n") == 1, errors
+
+
+def test_a_count_of_nothing_is_refused(spot_here: SpotHere, tmp_path: Path) -> None:
+    code, errors = spot_here("lab", "problems", "--output", "out/p.jsonl", "--count", "0")
+    assert code == 2 and "--count" in errors and not (tmp_path / "out").exists()
 
 
 def test_corrections_that_correct_nothing_are_recorded_and_counted(spot_here: SpotHere, tmp_path: Path) -> None:
