@@ -118,4 +118,4 @@ def _times(summary: Summary) -> str:
     stages = ", ".join(f"{stage} {prose.duration(seconds)}" for stage, seconds in summary.seconds.items())
     total = f"Time {prose.duration(sum(summary.seconds.values()))} ({stages})" if stages else "Time not recorded"
     memory = prose.size(summary.peak_memory_bytes) if summary.peak_memory_bytes else "not recorded"
-    return f"{total}; peak memory {memory}."
+    return f"{total}.\nPeak memory {memory}."
