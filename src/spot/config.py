@@ -169,6 +169,9 @@ class TrainSection(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     save_steps: float = Field(default=0.25, gt=0)
+    lora_r: int | None = Field(default=None, ge=1)  # an adapter of this rank is trained, not the whole model
+    lora_alpha: int = Field(default=32, ge=1)
+    lora_target_modules: list[str] = ["all-linear"]
 
     @property
     def objectives(self) -> list[str]:

@@ -78,6 +78,7 @@ class Pipeline:
         # Last, since these load torch.
         if "train" in ahead:
             stages.train_args(config.train, config.run.seed, self.run / "checkpoints", self.run / "metrics.jsonl")
+            stages.peft_config(config.train)
         if "train" in ahead or "filter" in ahead:
             stages.check_student(model_path(config.student.model), to_train="train" in ahead)
 

@@ -286,7 +286,7 @@ def train_args(section: TrainSection, seed: int, work_dir: Path, metrics: Path) 
     """
     from spot.train.config import SpotConfig
 
-    values = section.model_dump(exclude={"objective"})
+    values = section.model_dump(exclude={"objective", "lora_r", "lora_alpha", "lora_target_modules"})
     renamed = {
         "loss_type": section.objectives,
         "per_device_train_batch_size": values.pop("pairs_per_step"),
@@ -305,6 +305,13 @@ def train_args(section: TrainSection, seed: int, work_dir: Path, metrics: Path) 
         )
     except ValueError as error:
         raise UserError(f"train: {' '.join(str(error).split())}") from error
+
+
+def peft_config(section: TrainSection) -> Any:
+    """peft's config of the adapter to train, `None` where the whole model is trained; `UserError` without peft."""
+    from spot.train.adapter import make_lora
+
+    return section.lora_r and make_lora(section.lora_r, section.lora_alpha, section.lora_target_modules)
 
 
 def check_student(student: str, to_train: bool) -> None:
@@ -336,7 +343,7 @@ def train(
             margin = row.get("rewards/margins")
             progress.update(step, total, "" if margin is None else f"margin {margin:.2f}")
 
-        return fit(pairs, student, model_dir, args, show)
+        return fit(pairs, student, model_dir, args, show, peft_config=peft_config(section))
 
 
 def evaluation_problems(

@@ -15,9 +15,6 @@ from spot.schema import Pair
 from spot.train.head import head_logps
 from spot.train.trainer import SpotConfig, SpotTrainer
 
-pytest.importorskip("trl", reason="TRL is the peer here")
-pytest.importorskip("datasets")
-
 PAIRS, A_STEP, STEPS = 20, 4, 10
 SETTINGS: dict[str, Any] = {
     "max_steps": STEPS,
@@ -125,8 +122,9 @@ def common_settings(directory: Path, batch: int, settings: dict[str, Any]) -> di
 
 def train_dpo(directory: Path, steps: list[list[int]], tokens: list[Any], batch: int, **settings: Any) -> Trained:
     """The same steps with TRL's DPOTrainer; first, that it has the same token ids."""
-    from datasets import Dataset  # pyright: ignore[reportMissingImports]
-    from trl import DPOConfig, DPOTrainer  # pyright: ignore[reportMissingImports]
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     tokenizer, kept, model = peer_tokenizer(), Trained(), make_model()
     order = [index for step in steps for index in step]
@@ -148,8 +146,9 @@ def train_dpo(directory: Path, steps: list[list[int]], tokens: list[Any], batch:
 
 def train_sft(directory: Path, steps: list[list[int]], tokens: list[Any], batch: int, **settings: Any) -> Trained:
     """The same steps with TRL's SFTTrainer on the chosen answers; first, that it has the same token ids."""
-    from datasets import Dataset  # pyright: ignore[reportMissingImports]
-    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     tokenizer, kept, model = peer_tokenizer(), Trained(), make_model()
     order = [index for step in steps for index in step]
@@ -204,8 +203,8 @@ def test_ten_steps_are_trls(
 
 @pytest.mark.parametrize("max_logits", [2**24, 7 * 272])
 def test_token_log_probabilities_are_trls(max_logits: int) -> None:
-    from trl.kernels import ChunkedLogProbFunction  # pyright: ignore[reportMissingImports]
-    from trl.trainer.utils import selective_log_softmax  # pyright: ignore[reportMissingImports]
+    from trl.kernels import ChunkedLogProbFunction
+    from trl.trainer.utils import selective_log_softmax
 
     generator = torch.Generator().manual_seed(0)
     head = torch.nn.Linear(32, 272, bias=False)

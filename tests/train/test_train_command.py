@@ -114,6 +114,7 @@ def test_a_student_or_an_output_that_cannot_be_is_one_line(
         main([*argv, "--output_dir", str(dataset)])
     weights = (student / "model.safetensors").read_bytes()
     (student / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    capfd.readouterr()
     with pytest.raises(UserError, match="student: not a model that transformers can load"):
         main([*argv, "--output_dir", str(tmp_path / "out")])
     # The progress bar leaves no empty line before the error's.

@@ -14,6 +14,7 @@ from spot.errors import UserError
 from spot.hub import model_path
 from spot.progress import bar
 from spot.store import write_rows
+from spot.train.adapter import make_lora
 from spot.train.config import SpotConfig
 from spot.train.rows import read_preferences
 from spot.train.run import TrainResult, fit
@@ -41,6 +42,14 @@ class ScriptArguments:
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Pairs to evaluate on during training, with --eval_strategy."}
     )
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter; needs peft."})
+    lora_r: int | None = field(default=None, metadata={"help": "The adapter's rank; 16 unless set."})
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "The adapter's scale times its rank; 32 unless set."}
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Modules that get an adapter, by their names' ends; all-linear unless set."}
+    )
     config: str | None = field(default=None, metadata={"help": "A YAML file with any of these flags as keys."})
 
 
@@ -64,6 +73,7 @@ def main(argv: list[str]) -> None:
     held_out = read_preferences(Path(script.eval_dataset_name)) if script.eval_dataset_name else None
     if held_out is None and args.eval_strategy != IntervalStrategy.NO:
         raise UserError("spot train: --eval_strategy needs --eval_dataset_name")
+    peft_config = lora_config(script)
     output_dir = Path(str(args.output_dir))
     args.metrics_path = args.metrics_path or str(output_dir / "metrics.jsonl")
     args.disable_tqdm = True
@@ -75,6 +85,7 @@ def main(argv: list[str]) -> None:
             args,
             lambda step, total, metrics: progress.update(step, total, f"loss {metrics['loss']:.4f}"),
             held_out,
+            peft_config,
         )
     _report(result, output_dir, args)
 
@@ -101,6 +112,17 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, SpotConfig]:
             f"spot train: unknown argument {rest[0]}{_nearest(rest[0], '--')} (all flags: spot train --help)"
         )
     return script, args
+
+
+def lora_config(script: ScriptArguments) -> Any:
+    """peft's config of the flags; `None` where an adapter was not asked for."""
+    given = [name for name in ("lora_r", "lora_alpha", "lora_target_modules") if getattr(script, name) is not None]
+    if not script.use_peft:
+        if given:
+            raise UserError(f"spot train: --{given[0]} needs --use_peft")
+        return None
+    targets = script.lora_target_modules or ["all-linear"]
+    return make_lora(script.lora_r or 16, script.lora_alpha or 32, targets)
 
 
 def _config_path(argv: list[str]) -> str | None:

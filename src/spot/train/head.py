@@ -20,22 +20,37 @@ def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, max_logits: int
 
     `hidden` is `(rows, width)`, `targets` `(rows,)` int64. Under autocast the products are in its type, sums in fp32.
     """
-    bias: Any = getattr(head, "bias", None)
-    if type(head) is nn.Linear and bias is None:
-        return _TokenLogps.apply(hidden, head.weight, targets, max_logits)
-    weight = head.weight
-    assert isinstance(weight, Tensor)
-    # A head of another kind (an adapter on it, say) is called as it is.
-    rows = max(1, max_logits // len(weight))
-    chunks = [
-        checkpoint(_called, head, part, target, use_reentrant=False)
-        for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return torch.cat(chunks)
+    if not isinstance(head.forward, _Scoring):
+        head.forward = _Scoring(head)
+    # Through the module's call, whose hooks make sharded weights whole.
+    return head(hidden, targets=targets, max_logits=max_logits)
 
 
-def _called(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return -cross_entropy(head(hidden).float(), targets, reduction="none")
+class _Scoring:
+    """A head's forward that, given `targets`, returns their log-probabilities in place of logits."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = head
+        self.forward = head.forward
+        # Now: what shards a module later also changes its type.
+        self.linear = type(head) is nn.Linear and getattr(head, "bias", None) is None
+
+    def __call__(self, hidden: Tensor, targets: Tensor | None = None, max_logits: int = MAX_LOGITS) -> Tensor:
+        if targets is None:
+            return self.forward(hidden)
+        weight: Any = self.head.weight
+        if self.linear:
+            return _TokenLogps.apply(hidden, weight, targets, max_logits)
+        # A head of another kind (with a bias, or an adapter on it) is called as it is.
+        rows = max(1, max_logits // len(weight))
+        chunks = [
+            checkpoint(self._logps, part, target, use_reentrant=False)
+            for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
+        ]
+        return torch.cat(chunks)
+
+    def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return -cross_entropy(self.forward(hidden).float(), targets, reduction="none")
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -66,7 +81,9 @@ class _TokenLogps(torch.autograd.Function):
         dtype = states.dtype
         # The logits' gradient is g * (onehot - softmax). The softmax part, in blocks of the vocabulary:
         grad_hidden = torch.zeros(states.shape, dtype=torch.float32, device=states.device)
-        grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=states.device)
+        # A frozen head, under an adapter, needs none.
+        trained = ctx.needs_input_grad[1]
+        grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=states.device) if trained else None
         columns = max(1, ctx.max_logits // max(1, len(states)))
         with torch.autocast(states.device.type, enabled=False):
             for start in range(0, len(weight), columns):
@@ -74,12 +91,14 @@ class _TokenLogps(torch.autograd.Function):
                 matrix = weight[block].to(dtype)
                 probabilities = _product(states, matrix.T).sub_(totals[:, None]).exp_().mul_(-grad[:, None])
                 probabilities = probabilities.to(dtype)
-                grad_weight[block] = _product(probabilities.T, states)
+                if grad_weight is not None:
+                    grad_weight[block] = _product(probabilities.T, states)
                 grad_hidden += _product(probabilities, matrix)
             # And the one-hot part, exact.
             grad_hidden += grad[:, None] * weight.index_select(0, targets)
-            grad_weight.index_add_(0, targets, grad[:, None] * states.float())
-        return grad_hidden.to(ctx.hidden_dtype), grad_weight.to(weight.dtype), None, None
+            if grad_weight is not None:
+                grad_weight = grad_weight.index_add_(0, targets, grad[:, None] * states.float()).to(weight.dtype)
+        return grad_hidden.to(ctx.hidden_dtype), grad_weight, None, None
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

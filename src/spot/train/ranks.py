@@ -1,10 +1,16 @@
-"""The processes that share a step."""
+"""The processes that share a step, and what is asked of the library that makes them share."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import Tensor
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, distributed, nn
+
+from spot.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -18,3 +24,49 @@ class Ranks:
     count: int = 1
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
     sync: Callable[[bool], AbstractContextManager[None]] = lambda _: nullcontext()
+
+
+def ranks_of(accelerator: Accelerator, model: nn.Module) -> Ranks:
+    """The processes that `accelerator` runs `model` in."""
+    if accelerator.num_processes == 1:
+        return Ranks()
+
+    def gather(tensor: Tensor) -> Tensor:
+        there = tensor.to(accelerator.device)
+        distributed.all_reduce(there)
+        return there.cpu()
+
+    def sync(last: bool) -> AbstractContextManager[None]:
+        # Sharded gradients are exchanged every time: whole ones, kept until the last row, would not fit.
+        return nullcontext() if last or accelerator.is_fsdp2 else accelerator.no_sync(model)
+
+    return Ranks(accelerator.process_index, accelerator.num_processes, gather, sync)
+
+
+def check_sharding(accelerator: Accelerator, asked_for_fsdp: bool) -> None:
+    """Raise `UserError` where the processes would not share the model as asked; make FSDP's precision ours.
+
+    accelerate takes DDP in place of FSDP on a CPU and says nothing, and it has FSDP round outputs, log-probabilities
+    among them, and gradients to bf16.
+    """
+    kind = accelerator.distributed_type
+    deepspeed: Any = accelerator.deepspeed_plugin
+    if kind == DistributedType.DEEPSPEED and deepspeed.zero_stage > 2:
+        raise UserError("DeepSpeed's ZeRO-3 is not supported; use ZeRO-2 or FSDP2, which shards as much")
+    if asked_for_fsdp and kind != DistributedType.FSDP:
+        raise UserError(f"FSDP was asked for, but accelerate runs {kind.value}; FSDP needs a GPU or the like")
+    if kind != DistributedType.FSDP:
+        return
+    if not accelerator.is_fsdp2:
+        raise UserError("FSDP1 is not supported; set fsdp_version: 2")
+    plugin: Any = accelerator.state.fsdp_plugin
+    if plugin.mixed_precision_policy is not None:
+        plugin.mixed_precision_policy = replace(
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+        )
+
+
+def whole_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `model`, gathered on the first process where it is sharded; all processes have to call."""
+    weights: Any = accelerator.get_state_dict(model) if accelerator.is_fsdp2 else model.state_dict()
+    return weights

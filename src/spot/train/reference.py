@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from spot.errors import RunFailed
 from spot.store import write_atomic
@@ -63,6 +64,8 @@ def reference_key(model: "PreTrainedModel", pairs: Sequence[TokenizedPair], prec
     """What a reference depends on, as text: hashes of the model's weights and the pairs' tokens, and the precision."""
     weights = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()  # noqa: PLW2901 (one at a time: all together may not fit)
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return f"weights:{weights.hexdigest()} tokens:{tokens_hash(pairs)} precision:{precision}"

@@ -20,6 +20,9 @@ from spot.train.config import SpotConfig
 from spot.train.tokenize import Preference
 from spot.train.trainer import SpotTrainer
 
+CONFIGS = ("config.json", "adapter_config.json")
+"""Of a model and of an adapter; the one in a directory says what the rest of it is."""
+
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each logged step with the step, the number of steps, and the step's metrics."""
 
@@ -47,6 +50,7 @@ def fit(
     args: SpotConfig,
     progress: Progress | None = None,
     eval_pairs: Iterable[Preference | Mapping[str, Any]] | None = None,
+    peft_config: Any = None,
 ) -> TrainResult:
     """Train `student` on `pairs` and save it to `output_dir`, which appears whole or not at all.
 
@@ -58,14 +62,13 @@ def fit(
     with quiet():
         checkpoint = _checkpoint_to_resume(args)
         with disk_errors(Path(str(args.output_dir))):  # it makes that directory
-            trainer = SpotTrainer(student, args, pairs, eval_pairs)
+            trainer = SpotTrainer(student, args, pairs, eval_pairs, peft_config=peft_config)
         trainer.remove_callback(PrinterCallback)
         if progress is not None:
             trainer.add_callback(_Progress(progress))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if args.process_index == 0:
-            with saving(output_dir):
-                _publish(trainer, output_dir)
+        with saving(output_dir):
+            _publish(trainer, output_dir)
     return TrainResult(
         steps=trainer.state.global_step,
         num_pairs=trainer.num_train,
@@ -89,15 +92,20 @@ def _checkpoint_to_resume(args: SpotConfig) -> Path | None:
 
 def _publish(trainer: SpotTrainer, output_dir: Path) -> None:
     """Save the model beside `output_dir` and move it there, its config last: without that, nothing loads it."""
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = output_dir.with_name(output_dir.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    writes = trainer.args.process_index == 0
+    if writes:
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     trainer.save_model(str(temporary))
+    if not writes:
+        return
     if not output_dir.exists():
         temporary.rename(output_dir)
         return
-    (output_dir / "config.json").unlink(missing_ok=True)
-    for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):
+    for name in CONFIGS:
+        (output_dir / name).unlink(missing_ok=True)
+    for file in sorted(temporary.iterdir(), key=lambda file: file.name in CONFIGS):
         file.replace(output_dir / file.name)
     temporary.rmdir()
 

@@ -8,12 +8,11 @@ the whole step and takes its share, so that all make equally many module calls.
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import (
     PreTrainedModel,
@@ -25,11 +24,14 @@ from transformers import (
 
 from spot.errors import RunFailed, UserError
 from spot.objectives import update_shift
-from spot.schema import Dropped, derived_seed
+from spot.schema import derived_seed
+from spot.train.adapter import add_adapter, language_model, without_adapter
 from spot.train.checkpoints import MetricsFile, TrainingState, saving
+from spot.train.checks import check_budget, check_head, check_pairs, check_vocabulary, tokenized
 from spot.train.config import SpotConfig
-from spot.train.logps import TOLERANCE, Scorer, accept_batches, head_difference, share_prefixes
-from spot.train.ranks import Ranks
+from spot.train.logps import Scorer, accept_batches, share_prefixes
+from spot.train.metrics import StepMeans, step_metrics
+from spot.train.ranks import Ranks, check_sharding, ranks_of, whole_weights
 from spot.train.reference import (
     Reference,
     compute_reference,
@@ -39,10 +41,16 @@ from spot.train.reference import (
     save_reference,
     tokens_hash,
 )
-from spot.train.rows import as_preferences
 from spot.train.step import StepResult, run_step
-from spot.train.tokenize import Preference, TokenizedPair, tokenize_pairs
-from spot.train.weights import disable_dropout, in_source_form, load_student, load_tokenizer, take_master_weights
+from spot.train.tokenize import Preference
+from spot.train.weights import (
+    disable_dropout,
+    freeze_precision,
+    load_student,
+    load_tokenizer,
+    save_in_source_form,
+    take_master_weights,
+)
 
 __all__ = ["SpotConfig", "SpotTrainer"]
 
@@ -77,9 +85,10 @@ class SpotTrainer(Trainer):
     """Train a causal language model on surgical pairs.
 
     `model` is a directory, a hub name or a loaded model (turned to fp32 in place); `train_dataset` are rows in TRL's
-    preference format with explicit prompts, `eval_dataset` too. The reference is the model as it is when training
-    starts. `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not shared,
-    `None` where they are. Raises `UserError` on data that cannot be trained on.
+    preference format with explicit prompts, `eval_dataset` too. With `peft_config` a new adapter is trained, and under
+    `bf16` the weights below it keep their own precision. The reference is the model as it is when training starts,
+    without an adapter. `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are
+    not shared, `None` where they are. Raises `UserError` on data that cannot be trained on.
     """
 
     args: SpotConfig
@@ -91,24 +100,28 @@ class SpotTrainer(Trainer):
         train_dataset: Iterable[Preference | Mapping[str, Any]],
         eval_dataset: Iterable[Preference | Mapping[str, Any]] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        if hasattr(model, "peft_config"):
+            raise UserError("model has an adapter; merge it (model.merge_and_unload()), or give peft_config a new one")
         source = model.name_or_path if isinstance(model, PreTrainedModel) else model
         tokenizer = processing_class or load_tokenizer(source or "")
-        self.pairs, self.dropped = _tokenized("train_dataset", train_dataset, tokenizer, args)
-        eval_pairs, eval_dropped = _tokenized("eval_dataset", eval_dataset or [], tokenizer, args)
+        self.pairs, self.dropped = tokenized("train_dataset", train_dataset, tokenizer, args)
+        eval_pairs, eval_dropped = tokenized("eval_dataset", eval_dataset or [], tokenizer, args)
         self.dropped += eval_dropped
         # Pairs to evaluate on stand behind those to train on, so that one reference serves both.
         self.num_train = len(self.pairs)
         self.pairs += eval_pairs
-        _check_pairs(self.num_train, self.pairs, args)
+        check_pairs(self.num_train, self.pairs, args)
         if not isinstance(model, PreTrainedModel):
             model = load_student(model)
-        _check_vocabulary(self.pairs, model)
+        check_vocabulary(self.pairs, model)
         disable_dropout(model)
         self.source_form = take_master_weights(model)
+        shortest = min(self.pairs, key=lambda pair: pair.length)
         super().__init__(
-            model=model,
+            model=model if peft_config is None else add_adapter(model, peft_config, shortest),
             args=args,
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -116,10 +129,13 @@ class SpotTrainer(Trainer):
         )
         self.args._n_gpu = min(self.args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage] (no DataParallel)
         self._train_batch_size = args.per_device_train_batch_size
+        check_sharding(self.accelerator, asked_for_fsdp=bool(args.fsdp))
         # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
-        _check_head(self.pairs, model)
-        self.not_shared = share_prefixes(model, min(self.pairs, key=lambda pair: pair.length))
-        _check_budget(self.pairs, [self._scorer.cost(pair) for pair in self.pairs], args)
+        check_head(shortest, model)
+        self.not_shared = share_prefixes(model, shortest)
+        check_budget(self.pairs, [self._scorer.cost(pair) for pair in self.pairs], args)
+        if peft_config is not None and args.bf16:
+            freeze_precision(model, self.source_form)
         accept_batches(model)
         seed = args.seed if args.data_seed is None else args.data_seed
         self.sampler = StepSampler(self.num_train, args.pairs_per_step, seed)
@@ -130,7 +146,7 @@ class SpotTrainer(Trainer):
         self._delta = 0.0
         self._steps = 0
         self._key: str | None = None
-        self._since_log = _Means()
+        self._since_log = StepMeans()
         self._num_parameters = model.num_parameters(exclude_embeddings=True)
         self.add_callback(_Hooks(self))
 
@@ -144,7 +160,7 @@ class SpotTrainer(Trainer):
             self._delta, self._steps, self._key = 0.0, 0, None
         if self.metrics_file is not None:
             self.metrics_file.begin(step)
-        self._since_log = _Means()
+        self._since_log = StepMeans()
         started = time.perf_counter()
         if step > 0:
             assert self._key is not None, "a resumed run has loaded its state"
@@ -158,10 +174,15 @@ class SpotTrainer(Trainer):
         return Path(self.args.reference_path or Path(str(self.args.output_dir)) / "reference.safetensors")
 
     def _starting_reference(self) -> Reference:
-        model = self._language_model
-        self._key = reference_key(model, self.pairs, self.args.precision)
+        with without_adapter(self.model):
+            return self._computed_reference()
+
+    def _computed_reference(self) -> Reference:
+        self._key = reference_key(self._language_model, self.pairs, self.args.precision)
         kept = read_reference(self._reference_path)
-        if kept is not None and kept.key == self._key:
+        has_it = kept is not None and kept.key == self._key
+        # All ranks or none: with one reading and one computing, they would wait for each other for ever.
+        if self._ranks.gather(torch.tensor(float(has_it))) == self._ranks.count and kept is not None:
             return kept
         reference = compute_reference(
             self._scorer,
@@ -224,23 +245,12 @@ class SpotTrainer(Trainer):
 
     @property
     def _ranks(self) -> Ranks:
-        if self.args.world_size == 1:
-            return Ranks()
-
-        def gather(tensor: Tensor) -> Tensor:
-            there = tensor.to(self.args.device)
-            distributed.all_reduce(there)
-            return there.cpu()
-
-        def sync(last: bool) -> AbstractContextManager[None]:
-            return nullcontext() if last else self.accelerator.no_sync(self.model_wrapped)
-
-        return Ranks(self.args.process_index, self.args.world_size, gather, sync)
+        model: Any = self.model_wrapped
+        return ranks_of(self.accelerator, model)
 
     @property
     def _language_model(self) -> PreTrainedModel:
-        assert isinstance(self.model, PreTrainedModel)
-        return self.model
+        return language_model(self.model)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
         """Gradient of the mean loss over the step's pairs (`inputs`, indices); returns that loss.
@@ -297,7 +307,7 @@ class SpotTrainer(Trainer):
         is_step = "loss" in logs
         if is_step:
             logs.update(self._since_log.logged())
-            self._since_log = _Means()
+            self._since_log = StepMeans()
         super().log(logs, start_time)
         if is_step and self.metrics_file is not None:
             self.metrics_file.append({"step": self.state.global_step, **logs})
@@ -305,16 +315,18 @@ class SpotTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model in the precision it came in, with tokenizer, chat template and generation config.
 
-        Checkpoints (`_internal_call`) keep the fp32 master weights.
+        An adapter is saved alone, in fp32. Checkpoints (`_internal_call`) keep the fp32 master weights. All processes
+        have to call; the first one writes.
         """
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
-        directory = output_dir or str(self.args.output_dir)
-        with in_source_form(self._language_model, self.source_form):
-            self._language_model.save_pretrained(directory)
-        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
-        self.processing_class.save_pretrained(directory)
+        weights = whole_weights(self.accelerator, self.model)  # pyright: ignore[reportArgumentType]
+        if self.args.process_index == 0:
+            directory = output_dir or str(self.args.output_dir)
+            save_in_source_form(self.model, weights, self.source_form, directory)
+            assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+            self.processing_class.save_pretrained(directory)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -356,96 +368,3 @@ class _Hooks(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         # The Trainer sets a sampler's epoch only after a resume.
         self.trainer.sampler.set_epoch(state.global_step // len(self.trainer.sampler))
-
-
-class _Means:
-    """Metrics since the last log: means over steps, the last shift, tokens over seconds."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
-        self.tokens = 0
-        self.started = time.perf_counter()
-
-    def add(self, row: dict[str, float], tokens: int, started: float) -> None:
-        """Add a step that `started` then (what passed before it, a checkpoint say, is not counted)."""
-        if not self.rows:
-            self.started = started
-        self.rows.append(row)
-        self.tokens += tokens
-
-    def logged(self) -> dict[str, float]:
-        means = {name: sum(row[name] for row in self.rows) / len(self.rows) for name in self.rows[0]}
-        means["rewards/delta"] = self.rows[-1]["rewards/delta"]
-        return means | {"tokens_per_second": self.tokens / (time.perf_counter() - self.started)}
-
-
-def step_metrics(result: StepResult, delta: float) -> dict[str, float]:
-    """A step's metrics under their logged names; those of rejected answers are left out where none were scored."""
-    metrics = {
-        "rewards/chosen": result.chosen_rewards.mean(),
-        "rewards/rejected": result.rejected_rewards.mean(),
-        "rewards/margins": (result.chosen_rewards - result.rejected_rewards).mean(),
-        "rewards/accuracies": (result.chosen_rewards > result.rejected_rewards).double().mean(),
-        "logps/chosen": result.chosen_logps.mean(),
-        "logps/rejected": result.rejected_logps.mean(),
-        "rewards/delta": torch.tensor(delta, dtype=torch.float64),
-        "tether/chosen": result.chosen_tether.mean(),
-        "tether/rejected": result.rejected_tether.mean(),
-        "kl/chosen": result.chosen_kl.mean(),
-        "shared_fraction": torch.tensor(1 - result.tokens / result.plain_tokens),
-    }
-    scored = not bool(result.rejected_logps.isnan().any())
-    needs_rejected = ("rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/rejected")
-    return {name: float(value) for name, value in metrics.items() if scored or name not in needs_rejected}
-
-
-def _tokenized(
-    name: str,
-    rows: Iterable[Preference | Mapping[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    args: SpotConfig,
-) -> tuple[list[TokenizedPair], list[Dropped]]:
-    pairs, dropped = tokenize_pairs(as_preferences(rows), tokenizer, args.max_length)
-    if dropped and args.overlength == "error":
-        raise UserError(
-            f"{name}: {len(dropped)} pairs are too long, pair {dropped[0].id!r} among them ({dropped[0].detail}); "
-            "raise max_length, or leave them out with overlength=drop"
-        )
-    return pairs, dropped
-
-
-def _check_pairs(num_train: int, pairs: list[TokenizedPair], args: SpotConfig) -> None:
-    if not num_train:
-        raise UserError(f"no pair is left to train on; all are longer than max_length={args.max_length}, or none came")
-    _check_budget(pairs, [pair.num_distinct for pair in pairs], args)
-
-
-def _check_budget(pairs: list[TokenizedPair], costs: list[int], args: SpotConfig) -> None:
-    largest = max(costs)
-    if largest > args.micro_batch_tokens:
-        raise UserError(
-            f"pair {pairs[costs.index(largest)].id!r}: {largest} tokens do not fit into micro_batch_tokens="
-            f"{args.micro_batch_tokens}; set it to at least {largest}, or lower max_length"
-        )
-
-
-def _check_vocabulary(pairs: list[TokenizedPair], model: PreTrainedModel) -> None:
-    embeddings: Any = model.get_input_embeddings()
-    for pair in pairs:
-        if max(*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids) >= embeddings.num_embeddings:
-            raise UserError(
-                f"pair {pair.id!r}: a token id is beyond the model's {embeddings.num_embeddings} embeddings; "
-                "model and tokenizer do not belong together"
-            )
-
-
-def _check_head(pairs: list[TokenizedPair], model: PreTrainedModel) -> None:
-    shortest = min(pairs, key=lambda pair: pair.length)
-    difference = head_difference(model, shortest.prompt_ids, shortest.chosen_ids)
-    if not math.isfinite(difference):
-        raise RunFailed("the student's log-probabilities are not finite before training; its weights are damaged")
-    if difference > TOLERANCE:
-        raise RunFailed(
-            f"{type(model).__name__}: its logits are not its output embeddings applied to its hidden states "
-            f"(log-probabilities differ by {difference:.3g}); this architecture is not supported"
-        )

@@ -1,13 +1,12 @@
 """The student's weights on their way in and out: fp32 masters while training, its own precision when saved."""
 
 import copy
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spot.hub import load_model as load_student
@@ -16,9 +15,10 @@ from spot.hub import load_tokenizer
 __all__ = [
     "SourceForm",
     "disable_dropout",
-    "in_source_form",
+    "freeze_precision",
     "load_student",
     "load_tokenizer",
+    "save_in_source_form",
     "take_master_weights",
 ]
 
@@ -46,24 +46,35 @@ def take_master_weights(model: PreTrainedModel) -> SourceForm:
     return form
 
 
-@contextmanager
-def in_source_form(model: PreTrainedModel, form: SourceForm) -> Generator[None]:
-    """Show `model` in the form it came in, for saving; the master weights are back afterwards.
+def freeze_precision(model: PreTrainedModel, form: SourceForm) -> None:
+    """Give weights that are not trained the precision that they came in; adapters have renamed them."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(form.dtypes[name.replace(".base_layer.", ".")])
 
-    The Trainer turns the key-value cache off and overwrites token ids in the config: neither belongs to the student.
+
+def save_in_source_form(model: Any, weights: Mapping[str, Tensor], form: SourceForm, directory: str) -> None:
+    """Write `weights`, a state dict of `model`, in the precision and with the config that they came in.
+
+    The Trainer turns the key-value cache off and overwrites token ids in the config: neither belongs to the student. Of
+    an adapted model the adapter is written, in its own precision.
     """
-    masters = {name: parameter.data for name, parameter in model.named_parameters()}
-    trained_config, trained_generation_config = model.config, model.generation_config
+    language_model: PreTrainedModel = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    tied: Any = language_model.all_tied_weights_keys
+    kept = {
+        name: tensor.to(form.dtypes.get(name, tensor.dtype)) for name, tensor in weights.items() if name not in tied
+    }
+    trained = language_model.config, language_model.generation_config
+    language_model.config = copy.deepcopy(form.config)
+    language_model.generation_config = copy.deepcopy(form.generation_config)
     try:
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(form.dtypes[name])
-        model.config = copy.deepcopy(form.config)
-        model.generation_config = copy.deepcopy(form.generation_config)
-        yield
+        model.save_pretrained(directory, state_dict=kept)
+        if model is language_model:
+            # It has been given the precision of the masters.
+            language_model.config.dtype = next(iter(form.dtypes.values()))
+            language_model.config.save_pretrained(directory)
     finally:
-        model.config, model.generation_config = trained_config, trained_generation_config
-        for name, parameter in model.named_parameters():
-            parameter.data = masters[name]
+        language_model.config, language_model.generation_config = trained
 
 
 def disable_dropout(model: nn.Module) -> None:

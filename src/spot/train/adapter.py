@@ -1,0 +1,81 @@
+"""LoRA and its kin through peft: the adapter is trained, the model under it stays and is the reference."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spot.errors import UserError
+from spot.train.logps import TOLERANCE, pad, score
+
+if TYPE_CHECKING:
+    from spot.train.tokenize import TokenizedPair
+
+
+NO_PEFT = "an adapter needs peft; install it with: pip install 'spot-posttraining[peft]'"
+
+
+def make_lora(rank: int, alpha: int, target_modules: Sequence[str]) -> Any:
+    """peft's config of a LoRA adapter on the modules whose names end so, or on `all-linear`."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise UserError(NO_PEFT) from None
+    targets = target_modules[0] if list(target_modules) == ["all-linear"] else list(target_modules)
+    try:
+        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
+    except ValueError as error:
+        raise UserError(f"LoRA: {' '.join(str(error).split())}") from error
+
+
+def add_adapter(model: PreTrainedModel, peft_config: Any, pair: "TokenizedPair") -> nn.Module:
+    """`model` with a fresh adapter, in place; the adapter's weights are fp32.
+
+    Raises `UserError` where that would not leave the model under the adapter as it was: `pair` is scored before and
+    after.
+    """
+    try:
+        from peft import PeftConfig, get_peft_model
+    except ImportError:
+        raise UserError(NO_PEFT) from None
+    if not isinstance(peft_config, PeftConfig):
+        raise UserError(f"peft_config must be a peft.PeftConfig such as LoraConfig, got {type(peft_config).__name__}")
+    if peft_config.is_prompt_learning:
+        raise UserError(f"{peft_config.peft_type}: prompts that are learnt are not supported; use LoRA or its kin")
+    if getattr(peft_config, "lora_dropout", 0):
+        raise UserError("lora_dropout must be 0: with dropout the policy differs from its reference before any step")
+    if peft_config.task_type is None:
+        peft_config.task_type = "CAUSAL_LM"
+    before = _scored(model, pair)
+    try:
+        adapted: Any = get_peft_model(model, peft_config)
+    except ValueError as error:  # its target modules are not in this model, say
+        raise UserError(f"peft_config: {' '.join(str(error).split())}") from error
+    with adapted.disable_adapter():
+        difference = float((_scored(model, pair) - before).abs().max())
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"peft_config: this way of starting an adapter changes the model under it (log-probabilities differ by "
+            f"{difference:.3g}), which is the reference; use init_lora_weights=True"
+        )
+    return adapted
+
+
+@torch.no_grad()
+def _scored(model: PreTrainedModel, pair: "TokenizedPair") -> torch.Tensor:
+    return score(model, pad([pair.prompt_ids], [pair.chosen_ids]).to(next(model.parameters()).device))
+
+
+def language_model(model: Any) -> PreTrainedModel:
+    """The transformers model in `model`, which may be adapted."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def without_adapter(model: Any) -> AbstractContextManager[Any]:
+    """`model` as it is under its adapter, where it has one."""
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()

@@ -1,0 +1,70 @@
+"""What must hold before training starts, each refusal one line."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spot.errors import RunFailed, UserError
+from spot.schema import Dropped
+from spot.train.config import SpotConfig
+from spot.train.logps import TOLERANCE, head_difference
+from spot.train.rows import as_preferences
+from spot.train.tokenize import Preference, TokenizedPair, tokenize_pairs
+
+
+def tokenized(
+    name: str,
+    rows: Iterable[Preference | Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    args: SpotConfig,
+) -> tuple[list[TokenizedPair], list[Dropped]]:
+    """The data set `name` as token ids, and the pairs that are too long for them; those may be refused."""
+    pairs, dropped = tokenize_pairs(as_preferences(rows), tokenizer, args.max_length)
+    if dropped and args.overlength == "error":
+        raise UserError(
+            f"{name}: {len(dropped)} pairs are too long, pair {dropped[0].id!r} among them ({dropped[0].detail}); "
+            "raise max_length, or leave them out with overlength=drop"
+        )
+    return pairs, dropped
+
+
+def check_pairs(num_train: int, pairs: list[TokenizedPair], args: SpotConfig) -> None:
+    """Raise `UserError` where the `num_train` first pairs are none, or one exceeds the token budget in any case."""
+    if not num_train:
+        raise UserError(f"no pair is left to train on; all are longer than max_length={args.max_length}, or none came")
+    check_budget(pairs, [pair.num_distinct for pair in pairs], args)
+
+
+def check_budget(pairs: list[TokenizedPair], costs: list[int], args: SpotConfig) -> None:
+    """Raise `UserError` where a pair, of `costs` tokens, does not fit into a micro-batch."""
+    largest = max(costs)
+    if largest > args.micro_batch_tokens:
+        raise UserError(
+            f"pair {pairs[costs.index(largest)].id!r}: {largest} tokens do not fit into micro_batch_tokens="
+            f"{args.micro_batch_tokens}; set it to at least {largest}, or lower max_length"
+        )
+
+
+def check_vocabulary(pairs: list[TokenizedPair], model: PreTrainedModel) -> None:
+    """Raise `UserError` where a pair has a token that `model` does not know."""
+    embeddings: Any = model.get_input_embeddings()
+    for pair in pairs:
+        if max(*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids) >= embeddings.num_embeddings:
+            raise UserError(
+                f"pair {pair.id!r}: a token id is beyond the model's {embeddings.num_embeddings} embeddings; "
+                "model and tokenizer do not belong together"
+            )
+
+
+def check_head(pair: TokenizedPair, model: PreTrainedModel) -> None:
+    """Raise `RunFailed` where `model`, scoring `pair` in fp32, is damaged, or its logits are not its head's."""
+    difference = head_difference(model, pair.prompt_ids, pair.chosen_ids)
+    if not math.isfinite(difference):
+        raise RunFailed("the student's log-probabilities are not finite before training; its weights are damaged")
+    if difference > TOLERANCE:
+        raise RunFailed(
+            f"{type(model).__name__}: its logits are not its output embeddings applied to its hidden states "
+            f"(log-probabilities differ by {difference:.3g}); this architecture is not supported"
+        )

@@ -1,0 +1,122 @@
+"""Training an adapter: the model under it stays and is the reference."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from tests.tiny_student import make_model, make_pairs, make_tokenizer
+from transformers import AutoModelForCausalLM
+
+from spot.errors import UserError
+from spot.train.adapter import language_model
+from spot.train.run import fit
+from spot.train.trainer import SpotConfig, SpotTrainer
+
+
+def config(output: Path, **settings: Any) -> SpotConfig:
+    defaults: dict[str, Any] = {
+        "output_dir": str(output / "work"),
+        "metrics_path": str(output / "metrics.jsonl"),
+        "learning_rate": 1e-2,
+        "beta": 0.05,
+        "per_device_train_batch_size": 4,
+        "micro_batch_tokens": 512,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_steps": 2,
+    }
+    return SpotConfig(**(defaults | settings))
+
+
+def lora(**settings: Any) -> LoraConfig:
+    defaults: dict[str, Any] = {"r": 4, "target_modules": ["q_proj", "v_proj", "up_proj"]}
+    return LoraConfig(**(defaults | settings))
+
+
+def trainer(output: Path, peft_config: Any, **settings: Any) -> SpotTrainer:
+    model = make_model(tie_word_embeddings=False)
+    return SpotTrainer(model, config(output, **settings), make_pairs(9), None, make_tokenizer(), peft_config)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj", "up_proj"], ["q_proj", "lm_head"]])
+def test_only_the_adapter_moves_and_the_reference_is_the_model_without_it(targets: list[str], tmp_path: Path) -> None:
+    training = trainer(tmp_path, lora(target_modules=targets))
+    assert training.not_shared is None
+    training.train()
+    plain = trainer(tmp_path / "plain", None)
+    plain.begin(0)
+    assert training.reference is not None and plain.reference is not None
+    torch.testing.assert_close(training.reference.chosen_token_logps, plain.reference.chosen_token_logps)
+    logs = [row for row in training.state.log_history if "loss" in row]
+    assert logs[0]["rewards/chosen"] == 0 == logs[0]["rewards/rejected"]
+    assert logs[-1]["rewards/margins"] > 0.1
+    for name, weight in make_model(tie_word_embeddings=False).state_dict().items():
+        module, _, kind = name.rpartition(".")
+        there = f"{module}.base_layer.{kind}" if module.rpartition(".")[2] in targets else name
+        torch.testing.assert_close(language_model(training.model).state_dict()[there], weight, rtol=0, atol=0)
+
+
+def test_the_saved_adapter_is_the_trained_model(save_student: Callable[..., Path], tmp_path: Path) -> None:
+    student = save_student()
+    fit(make_pairs(9), student, tmp_path / "model", config(tmp_path), peft_config=lora())
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+    base = AutoModelForCausalLM.from_pretrained(student)
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "model"))
+    checkpoint = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(student), str(tmp_path / "work" / "checkpoint-6")
+    )
+    ids = torch.arange(8)[None]
+    logits = adapted(ids).logits
+    torch.testing.assert_close(logits, checkpoint(ids).logits)
+    with adapted.disable_adapter():
+        assert (adapted(ids).logits - logits).abs().max() > 0.01
+
+
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, save_student: Callable[..., Path]) -> None:
+    student = save_student()
+    fit(make_pairs(9), student, tmp_path / "model", config(tmp_path), peft_config=lora())
+    whole = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    resumed = config(tmp_path, resume_from_checkpoint=str(tmp_path / "work" / "checkpoint-4"))
+    fit(make_pairs(9), student, tmp_path / "model", resumed, peft_config=lora())
+    again = (tmp_path / "metrics.jsonl").read_text().splitlines()
+
+    def losses(lines: list[str]) -> list[str]:
+        return [line.partition(', "tokens_per_second"')[0] for line in lines]
+
+    assert len(whole) == 6 and losses(whole) == losses(again)
+
+
+def test_under_bf16_the_weights_below_keep_their_precision(save_student: Callable[..., Path], tmp_path: Path) -> None:
+    student = save_student(torch.bfloat16)
+    args = config(tmp_path, bf16=True)
+    training = SpotTrainer(str(student), args, make_pairs(9), peft_config=lora())
+    parameters = language_model(training.model).named_parameters()
+    dtypes = {("lora" in name, parameter.dtype) for name, parameter in parameters}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+    training.train()
+    logs = [row for row in training.state.log_history if "loss" in row]
+    assert logs[0]["rewards/chosen"] == 0 and logs[-1]["rewards/margins"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("peft_config", "problem"),
+    [
+        ({"r": 4}, "peft_config must be a peft.PeftConfig such as LoraConfig, got dict"),
+        (lora(lora_dropout=0.05), "lora_dropout must be 0"),
+        (lora(target_modules=["nothing"]), "peft_config: .*nothing"),
+        (PrefixTuningConfig(num_virtual_tokens=4), "prompts that are learnt are not supported"),
+        (lora(init_lora_weights="pissa"), "changes the model under it"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(peft_config: Any, problem: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=problem):
+        trainer(tmp_path, peft_config)
+
+
+def test_a_model_that_has_an_adapter_is_refused(tmp_path: Path) -> None:
+    adapted: Any = get_peft_model(make_model(), lora())
+    with pytest.raises(UserError, match="merge it"):
+        SpotTrainer(adapted, config(tmp_path), make_pairs(9), None, make_tokenizer())
