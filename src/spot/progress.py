@@ -29,6 +29,10 @@ class Bar:
             self._last_line = time.monotonic()
             self._console.print(f"  {self._title}: {done}/{total}  {note}", highlight=False)
 
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(f"  {self._title}: {text}", highlight=False, soft_wrap=True)
+
 
 @contextmanager
 def bar(console: Console, title: str) -> Generator[Bar]:

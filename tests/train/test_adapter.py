@@ -25,6 +25,7 @@ def config(output: Path, **settings: Any) -> SpotConfig:
         "per_device_train_batch_size": 4,
         "micro_batch_tokens": 512,
         "use_cpu": True,
+        "bf16": False,
         "disable_tqdm": True,
         "save_steps": 2,
     }

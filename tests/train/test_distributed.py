@@ -46,6 +46,7 @@ def train(output: Path, objective: str, pairs_per_process: int, sharded: bool = 
         per_device_train_batch_size=pairs_per_process,
         micro_batch_tokens=150,  # several rows a step, so that not all gradients are exchanged
         use_cpu=True,
+        bf16=False,
         disable_tqdm=True,
         save_steps=2,
     )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spot.train.head import head_logps
+from spot.train.head import Tile, head_logps
 
 
 def setting(rows: int = 13, vocabulary: int = 37) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
@@ -23,12 +23,12 @@ class Called(nn.Module):
         return self.linear(hidden)
 
 
-@pytest.mark.parametrize("max_logits", [1, 37 * 5, 2**24])
+@pytest.mark.parametrize("tile", [(1, 1), (5, 37), (4, 10), None])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_values_and_gradients_are_those_of_full_logits(max_logits: int, wrapped: bool) -> None:
+def test_values_and_gradients_are_those_of_full_logits(tile: Tile | None, wrapped: bool) -> None:
     head, states, targets, weights = setting()
     hidden = states.clone().requires_grad_()
-    logps = head_logps(Called(head) if wrapped else head, hidden, targets, max_logits)
+    logps = head_logps(Called(head) if wrapped else head, hidden, targets, tile)
     (logps * weights).sum().backward()
     grads = hidden.grad, head.weight.grad
 
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_differences() -> None:
 
     linear = nn.Linear(8, 7, bias=False, dtype=torch.float64)
     linear.weight.data = weight.detach()
-    head_logps(linear, hidden.detach(), targets, 8).sum().backward()
+    head_logps(linear, hidden.detach(), targets, (3, 2)).sum().backward()
     assert linear.weight.grad is not None
     slope = (total(weight + step * direction) - total(weight - step * direction)) / (2 * step)
     assert float((linear.weight.grad * direction).sum()) == pytest.approx(float(slope), rel=1e-4)
@@ -74,13 +74,24 @@ def test_no_logits_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
     product, largest = module._product, [0]  # pyright: ignore[reportPrivateUsage]
 
-    def seen(left: Tensor, right: Tensor) -> Tensor:
-        result = product(left, right)
+    def seen(left: Tensor, right: Tensor, buffer: Tensor | None) -> Tensor:
+        result = product(left, right, buffer)
         largest[0] = max(largest[0], result.numel())
         return result
 
     monkeypatch.setattr(module, "_product", seen)
     head, states, targets, _ = setting(rows=1000, vocabulary=500)
-    head_logps(head, states.requires_grad_(), targets, max_logits=10_000).sum().backward()
-    # Nothing larger than the bound, but for the weight's and the hidden states' own sizes.
-    assert largest[0] <= max(10_000, head.weight.numel(), states.numel())
+    head_logps(head, states.requires_grad_(), targets, tile=(100, 64)).sum().backward()
+    assert 0 < largest[0] <= 100 * 64
+
+
+def test_a_gradient_of_zero_or_of_either_sign_is_right_at_large_logits() -> None:
+    head, states, targets, _ = setting()
+    hidden = (30 * states).requires_grad_()
+    weights = torch.tensor([0.0, 1.0, -1.0, 1e-30, *[2.0] * 9])
+    (head_logps(head, hidden, targets, tile=(4, 10)) * weights).sum().backward()
+    exact = hidden.detach().double().requires_grad_()
+    slow = (exact @ head.weight.double().T).log_softmax(-1)[torch.arange(len(targets)), targets]
+    (expected,) = torch.autograd.grad((slow * weights).sum(), exact)
+    assert hidden.grad is not None
+    torch.testing.assert_close(hidden.grad, expected.float(), rtol=1e-4, atol=1e-5)

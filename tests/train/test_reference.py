@@ -15,6 +15,7 @@ from spot.train.reference import (
     read_reference,
     reference_key,
     save_reference,
+    student_hash,
 )
 from spot.train.tokenize import TokenizedPair
 
@@ -45,18 +46,23 @@ def test_tokens_are_in_the_pairs_order(model: Qwen3ForCausalLM, tokenized: list[
 
 
 def test_the_key_follows_weights_tokens_and_precision(tokenized: list[TokenizedPair]) -> None:
-    key = reference_key(make_model(), tokenized, "fp32")
-    assert key == reference_key(make_model(), tokenized, "fp32")
+    student = student_hash(make_model())
+    key = reference_key(student, tokenized, "fp32")
+    assert key == reference_key(student_hash(make_model()), tokenized, "fp32")
     nudged = make_model()
     with torch.no_grad():
         next(nudged.parameters())[0, 0] += 1e-6
     others = [
-        reference_key(nudged, tokenized, "fp32"),
-        reference_key(make_model(), tokenized[::-1], "fp32"),
-        reference_key(make_model(), [replace(tokenized[0], chosen_ids=[1]), *tokenized[1:]], "fp32"),
-        reference_key(make_model(), tokenized, "bf16"),
+        reference_key(student_hash(nudged), tokenized, "fp32"),
+        # No weight tells this apart.
+        reference_key(
+            student_hash(make_model(rope_parameters={"rope_type": "default", "rope_theta": 100.0})), tokenized, "fp32"
+        ),
+        reference_key(student, tokenized[::-1], "fp32"),
+        reference_key(student, [replace(tokenized[0], chosen_ids=[1]), *tokenized[1:]], "fp32"),
+        reference_key(student, tokenized, "bf16"),
     ]
-    assert len({key, *others}) == 5
+    assert len({key, *others}) == 6
 
 
 def test_a_resumed_run_takes_no_other_reference(

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -94,8 +95,8 @@ def sums(flat: Tensor, lengths: Tensor) -> Tensor:
 
 
 def plain_loss(model: Any, pairs: list[TokenizedPair], reference: Reference, name: str, beta: float) -> Tensor:
-    def logps(prompt: list[int], answer: list[int]) -> Tensor:
-        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    def logps(prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         return logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
 
     chosen = [logps(pair.prompt_ids, pair.chosen_ids) for pair in pairs]

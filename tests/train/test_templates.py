@@ -111,19 +111,19 @@ def test_qwen3_without_thinking() -> None:
     tokenizer = qwen3()
     ids = tokenized(tokenizer, pair())
     # The empty think block is where the student's own generation starts: it belongs to the prompt.
-    assert pieces(tokenizer, ids.prompt_ids) == [
+    assert pieces(tokenizer, list(ids.prompt_ids)) == [
         *("<|im_start|>", "user", "\n", *QUESTION, "<|im_end|>", "\n"),
         *("<|im_start|>", "assistant", "\n", "<think>", "\n\n", "</think>", "\n\n"),
     ]
-    assert pieces(tokenizer, ids.chosen_ids) == [*RIGHT, "<|im_end|>"]
-    assert pieces(tokenizer, ids.rejected_ids) == [*WRONG, "<|im_end|>"]
+    assert pieces(tokenizer, list(ids.chosen_ids)) == [*RIGHT, "<|im_end|>"]
+    assert pieces(tokenizer, list(ids.rejected_ids)) == [*WRONG, "<|im_end|>"]
     assert ids.num_common == 3
 
 
 def test_qwen3_with_a_system_message_and_earlier_turns() -> None:
     tokenizer = qwen3()
     ids = tokenized(tokenizer, pair(prompt=[CHAT[0], *TURNS]))
-    assert pieces(tokenizer, ids.prompt_ids) == [
+    assert pieces(tokenizer, list(ids.prompt_ids)) == [
         *("<|im_start|>", "system", "\n", "You", " are", " brief", ".", "<|im_end|>", "\n"),
         *("<|im_start|>", "user", "\n", "Hello", "<|im_end|>", "\n"),
         # The template takes the thoughts out of earlier turns.
@@ -131,21 +131,21 @@ def test_qwen3_with_a_system_message_and_earlier_turns() -> None:
         *("<|im_start|>", "user", "\n", *QUESTION, "<|im_end|>", "\n"),
         *("<|im_start|>", "assistant", "\n", "<think>", "\n\n", "</think>", "\n\n"),
     ]
-    assert pieces(tokenizer, ids.chosen_ids) == [*RIGHT, "<|im_end|>"]
+    assert pieces(tokenizer, list(ids.chosen_ids)) == [*RIGHT, "<|im_end|>"]
 
 
 def test_llama_3_1() -> None:
     tokenizer = llama()
     ids = tokenized(tokenizer, pair())
-    assert pieces(tokenizer, ids.prompt_ids) == [
+    assert pieces(tokenizer, list(ids.prompt_ids)) == [
         *("<|begin_of_text|>", "<|start_header_id|>", "system", "<|end_header_id|>", "\n\n"),
         *("Cutting", " Knowledge", " Date", ":", " December", " ", "202", "3", "\n"),
         *("Today", " Date", ":", " ", "26", " Jul", " ", "202", "4", "\n\n", "<|eot_id|>"),
         *("<|start_header_id|>", "user", "<|end_header_id|>", "\n\n", *QUESTION, "<|eot_id|>"),
         *("<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"),
     ]
-    assert pieces(tokenizer, ids.chosen_ids) == [*RIGHT, "<|eot_id|>"]
-    assert pieces(tokenizer, ids.rejected_ids) == [*WRONG, "<|eot_id|>"]
+    assert pieces(tokenizer, list(ids.chosen_ids)) == [*RIGHT, "<|eot_id|>"]
+    assert pieces(tokenizer, list(ids.rejected_ids)) == [*WRONG, "<|eot_id|>"]
 
 
 FAMILIES = [
@@ -162,15 +162,18 @@ def test_prompt_and_answer_are_the_templates_whole_turn(make: Any, name: str, pr
     end = end_of_turn_id(tokenizer)
     messages = prompt if isinstance(prompt, list) else [Message(role="user", content=prompt)]
     chat = [message.model_dump() for message in messages]
-    for answer, completion in (("It is 5.", ids.chosen_ids), ("It is 6.", ids.rejected_ids)):
+    for answer, completion in (("It is 5.", list(ids.chosen_ids)), ("It is 6.", list(ids.rejected_ids))):
         whole: Any = tokenizer.apply_chat_template(
             [*chat, {"role": "assistant", "content": answer}], tokenize=False, enable_thinking=False
         )
         assert completion[-1] == end and completion.count(end) == 1
         # Some templates write a newline after the turn; it is nothing that the student generates.
-        assert ids.prompt_ids + completion == tokenizer(whole.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+        assert (
+            list(ids.prompt_ids) + completion
+            == tokenizer(whole.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+        )
     alone = tokenizer.apply_chat_template(chat, add_generation_prompt=True, enable_thinking=False, return_dict=False)
-    assert ids.prompt_ids == alone
+    assert list(ids.prompt_ids) == alone
 
 
 @pytest.mark.parametrize("make", [qwen3, llama])
@@ -198,4 +201,4 @@ def test_an_answer_that_starts_with_space_is_kept_whole_where_nothing_merges(mak
 def test_thoughts_in_an_answer_are_kept_where_the_template_would_rewrite_them() -> None:
     tokenizer = qwen3()
     ids = tokenized(tokenizer, pair(chosen="It is 5.</think>\n\nHi!"))
-    assert pieces(tokenizer, ids.chosen_ids) == [*RIGHT, "</think>", "\n\n", "Hi", "!", "<|im_end|>"]
+    assert pieces(tokenizer, list(ids.chosen_ids)) == [*RIGHT, "</think>", "\n\n", "Hi", "!", "<|im_end|>"]

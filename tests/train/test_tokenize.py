@@ -18,13 +18,15 @@ def test_ids_are_those_of_the_template_token_by_token(tokenizer: PreTrainedToken
         # Encoded apart from the code under test: text first, then cut where the turn ends.
         whole = tokenizer.apply_chat_template(messages, tokenize=False, enable_thinking=False)
         assert isinstance(whole, str)
-        assert f"{tokenizer.decode(ids.prompt_ids + ids.chosen_ids)}\n" == whole
-        assert ids.prompt_ids + ids.chosen_ids == tokenizer(whole.removesuffix("\n"))["input_ids"]
+        assert f"{tokenizer.decode([*ids.prompt_ids, *ids.chosen_ids])}\n" == whole
+        assert [*ids.prompt_ids, *ids.chosen_ids] == tokenizer(whole.removesuffix("\n"))["input_ids"]
 
 
 def test_the_prompt_ends_after_the_empty_think_block(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> None:
     kept, _ = tokenize_pairs(pairs, tokenizer, 512)
-    assert all(str(tokenizer.decode(ids.prompt_ids)).endswith("assistant\n<think>\n\n</think>\n\n") for ids in kept)
+    assert all(
+        str(tokenizer.decode(list(ids.prompt_ids))).endswith("assistant\n<think>\n\n</think>\n\n") for ids in kept
+    )
 
 
 def test_an_answer_ends_with_exactly_one_end_of_turn(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> None:
@@ -40,7 +42,7 @@ def test_an_answer_ends_with_exactly_one_end_of_turn(tokenizer: PreTrainedTokeni
 def test_the_students_own_words_are_kept(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> None:
     chosen = "\n wait </think> 5 \n"
     kept, _ = tokenize_pairs([with_sides(pairs[0], chosen)], tokenizer, 512)
-    assert tokenizer.decode(kept[0].chosen_ids) == chosen + "<|im_end|>"
+    assert tokenizer.decode(list(kept[0].chosen_ids)) == chosen + "<|im_end|>"
 
 
 def test_conversational_and_plain_pairs_are_the_same(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> None:

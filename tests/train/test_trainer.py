@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 3e-3,
     "beta": 0.05,
     "save_steps": 2,
+    "bf16": False,
 }
 
 
@@ -118,8 +119,37 @@ def test_a_resumed_run_never_makes_its_own_reference(
     reference.write_bytes(kept)
     with pytest.raises(UserError, match=r"made with learning_rate=0\.003, this run has learning_rate=0\.1"):
         run(student, tmp_path, pairs, learning_rate=0.1)
-    with pytest.raises(UserError, match="tokens="):
+    with pytest.raises(UserError, match="made with other pairs"):
         run(student, tmp_path, make_pairs(11)[1:])
+    # Its weights would be replaced by those of the checkpoint.
+    with pytest.raises(UserError, match="made with another student"):
+        run(save_student(seed=1), tmp_path, pairs)
+
+
+def test_a_reference_that_others_may_need_is_never_replaced(
+    save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
+) -> None:
+    student = save_student()
+    run(student, tmp_path / "first", pairs)
+    kept = tmp_path / "first" / "ckpt" / "reference.safetensors"
+    before = kept.read_bytes()
+    run(student, tmp_path / "same", pairs, loss_type="dpo", reference_path=str(kept))
+    with pytest.raises(UserError, match=r"made from other tokens than this run; give another reference_path"):
+        run(student, tmp_path / "fewer", pairs[1:], reference_path=str(kept))
+    with pytest.raises(UserError, match="made from other precision"):
+        run(student, tmp_path / "bf16", pairs, bf16=True, reference_path=str(kept))
+    assert kept.read_bytes() == before
+
+
+def test_metrics_that_were_not_logged_yet_survive_a_kill(
+    save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
+) -> None:
+    student = save_student()
+    run(student, tmp_path / "whole", pairs, logging_steps=3)
+    with pytest.raises(Stop):
+        run(student, tmp_path / "killed", pairs, logging_steps=3, stop_after=6)
+    assert run(student, tmp_path / "killed", pairs, logging_steps=3).resumed_from == 4
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("full_at", ["weights", "optimizer"])
@@ -196,34 +226,53 @@ def test_bf16_compute_trains_fp32_master_weights(
 
 
 class Poison(TrainerCallback):
-    """Makes one pair's loss nan from a given step on."""
+    """Makes a loss, or the gradient alone, nan in one step."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, what: str) -> None:
+        self.step, self.what = step, what
         self.trainer: SpotTrainer | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None and self.trainer.reference is not None
-        if state.global_step == self.step:
+        if state.global_step == self.step and self.what == "loss":
             lengths = self.trainer.reference.chosen_lengths
             self.trainer.reference.chosen_token_logps[lengths[:3].sum()] = torch.nan
 
+    def spoil(self, gradient: torch.Tensor) -> torch.Tensor:
+        assert self.trainer is not None
+        return gradient * torch.nan if self.trainer.state.global_step == self.step else gradient
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_pairs(
-    tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path
+
+@pytest.mark.parametrize(("what", "named"), [("loss", "pair-3 "), ("gradient", "pair-[0-9], pair-[0-9], ")])
+def test_what_is_not_finite_stops_the_run_names_the_pairs_and_leaves_a_checkpoint(
+    what: str, named: str, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    args = SpotConfig(output_dir=str(tmp_path), per_device_train_batch_size=10, save_steps=1, disable_tqdm=True)
-    poison = Poison(1)
-    trainer = SpotTrainer(make_model(), args, pairs, processing_class=tokenizer, callbacks=[poison])
-    poison.trainer = trainer
-    before = make_model().state_dict()
-    with pytest.raises(RunFailed, match=r"step 2: the loss is not finite in pairs pair-3;"):
-        trainer.train()
-    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
-    assert trainer.model is not None
-    assert all(
-        torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items()
-    )  # warm-up: lr 0
+    def trainer(directory: str, **given: Any) -> SpotTrainer:
+        args = SpotConfig(
+            output_dir=str(tmp_path / directory),
+            per_device_train_batch_size=10,
+            max_steps=5,
+            learning_rate=1e-3,
+            save_strategy="no",
+            bf16=False,
+            disable_tqdm=True,
+        )
+        return SpotTrainer(make_model(), args, pairs, processing_class=tokenizer, **given)
+
+    poison = Poison(3, what)
+    poisoned = trainer("poisoned", callbacks=[poison])
+    poison.trainer = poisoned
+    if what == "gradient":
+        next(poisoned.model.parameters()).register_hook(poison.spoil)  # pyright: ignore[reportOptionalMemberAccess]
+    with pytest.raises(RunFailed, match=rf"step 4: the {what} is not finite in pairs {named}.*checkpoint-3 has"):
+        poisoned.train()
+    checkpoint = last_complete_checkpoint(tmp_path / "poisoned")
+    assert checkpoint == tmp_path / "poisoned" / "checkpoint-3"
+    whole, resumed = trainer("whole"), trainer("poisoned")
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    losses = [[row["loss"] for row in one.state.log_history if "loss" in row] for one in (whole, resumed)]
+    assert len(losses[0]) == 5 and losses[0] == losses[1]
 
 
 def test_mappings_train_like_pairs(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path) -> None:
@@ -231,7 +280,7 @@ def test_mappings_train_like_pairs(tokenizer: PreTrainedTokenizerFast, pairs: li
     args = SpotConfig(output_dir=str(tmp_path), disable_tqdm=True)
     trainer = SpotTrainer(make_model(), args, columns, processing_class=tokenizer)
     typed = SpotTrainer(make_model(), args, pairs, processing_class=tokenizer)
-    assert [pair.chosen_ids for pair in trainer.pairs] == [pair.chosen_ids for pair in typed.pairs]
+    assert [list(pair.chosen_ids) for pair in trainer.pairs] == [list(pair.chosen_ids) for pair in typed.pairs]
     assert [pair.id for pair in trainer.pairs][:2] == ["1", "2"]
     del columns[4]["rejected"]
     with pytest.raises(UserError, match="row 5: column 'rejected'"):
@@ -323,3 +372,75 @@ def test_evaluation_moves_nothing_and_measures_the_whole_set(
     assert chosen == pytest.approx(float(token_logps[:4].sum()) / 4, rel=1e-5)
     with pytest.raises(UserError, match="given as eval_dataset"):
         plain.evaluate()
+
+
+def test_where_prefixes_are_not_shared_the_losses_are_the_same(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path
+) -> None:
+    def losses(kind: str, **given: Any) -> tuple[str | None, list[float]]:
+        args = SpotConfig(output_dir=str(tmp_path / kind), micro_batch_tokens=400, disable_tqdm=True, **SETTINGS)
+        trainer = SpotTrainer(make_model(**given), args, pairs, processing_class=tokenizer)
+        trainer.train()
+        return trainer.not_shared, [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+    shared, plain = losses("shared"), losses("plain", attn_implementation="eager")
+    assert shared[0] is None and plain[0] == "its attention is eager, not sdpa"
+    assert plain[1] == pytest.approx(shared[1], rel=1e-4)
+
+
+def test_in_bf16_too_rewards_are_exactly_0_before_the_first_step(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = SETTINGS | {"bf16": True, "micro_batch_tokens": 300}
+    args = SpotConfig(output_dir=str(tmp_path), disable_tqdm=True, **changes)
+    trainer = SpotTrainer(make_model(), args, pairs, processing_class=tokenizer)
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    assert logged[0]["rewards/chosen"] == logged[0]["rewards/rejected"] == logged[0]["kl/chosen"] == 0
+    assert logged[-1]["rewards/margins"] > 0
+
+
+def test_what_is_uploaded_is_what_is_saved(
+    save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[dict[str, Any]] = []
+
+    def upload(**given: Any) -> None:
+        model = AutoModelForCausalLM.from_pretrained(given["folder_path"], dtype="auto")
+        uploads.append(given | {"dtype": model.dtype, "use_cache": model.config.use_cache})
+
+    monkeypatch.setattr("spot.train.trainer.upload_folder", upload)
+    args = SpotConfig(output_dir=str(tmp_path / "out"), max_steps=1, disable_tqdm=True, **SETTINGS)
+    trainer = SpotTrainer(save_student(torch.bfloat16), args, pairs)
+    trainer.hub_model_id = "someone/student"
+    trainer.train()
+    trainer.push_to_hub("done")
+    args.push_to_hub = True
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    assert [row["folder_path"] for row in uploads] == [str(tmp_path / "out"), str(tmp_path / "elsewhere")]
+    for row in uploads:
+        assert row["repo_id"] == "someone/student" and row["dtype"] == torch.bfloat16 and row["use_cache"]
+        assert "checkpoint-*" in row["ignore_patterns"]
+
+
+def test_evaluation_is_kept_and_does_not_depend_on_how_it_is_cut(
+    save_student: Callable[..., Path], pairs: list[Pair], tmp_path: Path
+) -> None:
+    def evaluated(size: int) -> SpotTrainer:
+        directory = tmp_path / str(size)
+        changes: dict[str, Any] = SETTINGS | {"loss_type": "sft", "per_device_train_batch_size": size}
+        args = SpotConfig(
+            output_dir=str(directory), metrics_path=str(directory / "m.jsonl"), disable_tqdm=True, **changes
+        )
+        return SpotTrainer(save_student(), args, pairs[:4], pairs[4:])
+
+    first, second = evaluated(1).evaluate(), evaluated(4).evaluate()
+    assert first["eval_loss"] == pytest.approx(second["eval_loss"], rel=1e-5)
+    trainer = evaluated(2)
+    trainer.evaluate()
+    trainer.train()
+    assert [row["step"] for row in rows(tmp_path / "2")] == [1, 2, 3, 4, 5, 6]
+    trainer.evaluate()
+    assert rows(tmp_path / "2")[-1]["eval_loss"] < first["eval_loss"]
+    with pytest.raises(UserError, match="make a new SpotTrainer"):
+        trainer.train()

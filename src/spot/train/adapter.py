@@ -1,5 +1,6 @@
 """LoRA and its kin through peft: the adapter is trained, the model under it stays and is the reference."""
 
+import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,11 @@ def add_adapter(model: PreTrainedModel, peft_config: Any, pair: "TokenizedPair")
 @torch.no_grad()
 def _scored(model: PreTrainedModel, pair: "TokenizedPair") -> torch.Tensor:
     return score(model, pad([pair.prompt_ids], [pair.chosen_ids]).to(next(model.parameters()).device))
+
+
+def adapter_settings(peft_config: Any) -> str:
+    """What tells one adapter from another, as JSON."""
+    return json.dumps(peft_config.to_dict(), sort_keys=True, default=lambda value: sorted(map(str, value)))
 
 
 def language_model(model: Any) -> PreTrainedModel:

@@ -12,6 +12,12 @@ from safetensors import SafetensorError
 from spot.errors import RunFailed, UserError
 from spot.store import disk_errors, write_atomic
 
+NOT_SETTINGS = {
+    "student": "another student (other weights, or another adapter)",
+    "tokens": "other pairs, or another tokenizer or max_length",
+}
+"""What else has to be the same, kept as hashes, and what it means where it is not."""
+
 STATE_FILE = "spot_state.json"
 TORCH_WRITES = ("inline_container.cc", "PytorchStreamWriter")
 """What torch's errors name where a file could not be written; they give the byte, but no cause."""
@@ -58,12 +64,16 @@ def _is_whole(checkpoint: Path) -> bool:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Our state beside the Trainer's: the shift, the steps behind it, the reference's key and the settings."""
+    """Our state beside the Trainer's.
+
+    The shift and the steps behind it, the reference's key, the settings, and the metrics of steps since the last log.
+    """
 
     delta: float
     steps: int
     reference_key: str
     settings: dict[str, Any]
+    unlogged: list[dict[str, float]]
 
     def save(self, checkpoint: Path) -> None:
         """Write into `checkpoint`."""
@@ -80,6 +90,8 @@ class TrainingState:
     def check(self, settings: Mapping[str, Any], checkpoint: Path) -> None:
         """Raise `UserError` where the run at hand has other settings than the checkpoint."""
         for name, value in settings.items():
+            if self.settings.get(name) != value and name in NOT_SETTINGS:
+                raise UserError(f"{checkpoint}: made with {NOT_SETTINGS[name]}; start over in an empty directory")
             if self.settings.get(name) != value:
                 raise UserError(
                     f"{checkpoint}: made with {name}={self.settings.get(name)}, this run has {name}={value}; "

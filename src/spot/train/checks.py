@@ -21,19 +21,21 @@ def tokenized(
     args: SpotConfig,
 ) -> tuple[list[TokenizedPair], list[Dropped]]:
     """The data set `name` as token ids, and the pairs that are too long for them; those may be refused."""
-    pairs, dropped = tokenize_pairs(as_preferences(rows), tokenizer, args.max_length)
+    pairs, dropped = tokenize_pairs(as_preferences(name, rows), tokenizer, args.max_length)
     if dropped and args.overlength == "error":
         raise UserError(
             f"{name}: {len(dropped)} pairs are too long, pair {dropped[0].id!r} among them ({dropped[0].detail}); "
             "raise max_length, or leave them out with overlength=drop"
         )
+    if dropped and not pairs:
+        raise UserError(f"{name}: no pair is left; all are longer than max_length={args.max_length}")
     return pairs, dropped
 
 
 def check_pairs(num_train: int, pairs: list[TokenizedPair], args: SpotConfig) -> None:
     """Raise `UserError` where the `num_train` first pairs are none, or one exceeds the token budget in any case."""
     if not num_train:
-        raise UserError(f"no pair is left to train on; all are longer than max_length={args.max_length}, or none came")
+        raise UserError("train_dataset: no pair came")
     check_budget(pairs, [pair.num_distinct for pair in pairs], args)
 
 

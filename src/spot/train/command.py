@@ -71,23 +71,33 @@ def main(argv: list[str]) -> None:
             raise UserError(f"spot train: --{name} is required (see: spot train --help)")
     pairs = read_preferences(Path(str(script.dataset_name)))
     held_out = read_preferences(Path(script.eval_dataset_name)) if script.eval_dataset_name else None
-    if held_out is None and args.eval_strategy != IntervalStrategy.NO:
-        raise UserError("spot train: --eval_strategy needs --eval_dataset_name")
+    if (held_out is None) != (args.eval_strategy == IntervalStrategy.NO):
+        raise UserError("spot train: --eval_dataset_name and --eval_strategy (steps or epoch) need each other")
     peft_config = lora_config(script)
     output_dir = Path(str(args.output_dir))
     args.metrics_path = args.metrics_path or str(output_dir / "metrics.jsonl")
     args.disable_tqdm = True
-    with bar(Console(stderr=True), "train") as progress:
+    first = args.process_index == 0
+    with bar(Console(stderr=True, quiet=not first), "train") as progress:
+
+        def show(step: int, total: int, metrics: dict[str, float]) -> None:
+            if "loss" in metrics:
+                progress.update(step, total, f"loss {metrics['loss']:.4f}")
+            else:
+                progress.say(f"step {step}: eval_loss {metrics['eval_loss']:.4f}")
+
         result = fit(
             pairs,
             model_path(str(script.model_name_or_path)),
             output_dir,
             args,
-            lambda step, total, metrics: progress.update(step, total, f"loss {metrics['loss']:.4f}"),
+            show,
+            progress.say,
             held_out,
             peft_config,
         )
-    _report(result, output_dir, args)
+    if first:
+        _report(result, output_dir, args)
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, SpotConfig]:
@@ -160,9 +170,7 @@ def _report(result: TrainResult, output_dir: Path, args: SpotConfig) -> None:
     left_out = ""
     if result.dropped:
         write_rows(output_dir / "dropped.jsonl", result.dropped)
-        left_out = f", {len(result.dropped)} longer than {args.max_length} tokens left out (see dropped.jsonl)"
+        left_out = f", {len(result.dropped)} left out (see dropped.jsonl)"
     objective = " + ".join(args.loss_type)
     console.print(f"{result.num_pairs} pairs, {result.steps} steps of {objective} in {result.seconds:.0f} s{left_out}")
-    if result.not_shared:
-        console.print(f"prefixes were not shared, which is slower but as exact: {result.not_shared}")
     console.print(f"model: {output_dir}\nmetrics: {args.metrics_path}", soft_wrap=True)

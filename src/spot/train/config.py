@@ -5,10 +5,18 @@ from typing import Any, get_args
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from spot.objectives import ShiftKind
 from spot.train.objective import OBJECTIVES, Objective
+
+NOT_HERE = {
+    "logging_nan_inf_filter": "would hide a loss that is not finite",
+    "label_smoothing_factor": "has no meaning for these losses",
+    "neftune_noise_alpha": "makes the policy differ from its reference before any step",
+    "dataloader_drop_last": "would leave out pairs",
+}
+"""Arguments of `TrainingArguments` that would be ignored or do harm, and why."""
 
 
 def _help(default: Any, text: str) -> Any:
@@ -32,6 +40,8 @@ class SpotConfig(TrainingArguments):
     lr_scheduler_type: str = _help("cosine", "The learning rate's schedule.")
     warmup_steps: float = _help(0.05, "Steps of warm-up; below 1, their share of all steps.")
     logging_steps: float = _help(1, "Log every so many steps, means over them.")
+    bf16: bool = _help(True, "Products in bf16 by autocast (weights, sums and losses stay fp32); false for fp32.")
+    hub_strategy: str = _help("end", "Must be end: checkpoints hold fp32 masters and are not uploaded.")
     logging_nan_inf_filter: bool = _help(False, "Must stay off: a loss that is not finite stops the run.")
     save_steps: float = _help(0.25, "A checkpoint every so many steps; below 1, a share of all steps.")
 
@@ -91,8 +101,11 @@ class SpotConfig(TrainingArguments):
             raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
         if self.fp16:
             raise ValueError("fp16 is not supported; use --bf16, or neither for fp32")
-        if self.logging_nan_inf_filter:
-            raise ValueError("logging_nan_inf_filter would hide a loss that is not finite; leave it off")
+        if HubStrategy(self.hub_strategy) != HubStrategy.END:
+            raise ValueError("hub_strategy must be end: checkpoints hold fp32 masters and are not uploaded")
+        for name, why in NOT_HERE.items():
+            if getattr(self, name):
+                raise ValueError(f"{name} {why}; leave it off")
 
     @property
     def objective(self) -> Objective:
@@ -124,9 +137,18 @@ class SpotConfig(TrainingArguments):
         """What must be the same for a checkpoint to be gone on from."""
         names = (
             *("loss_type", "loss_weights", "beta", "reward_shift", "shift_decay", "sft_reduction", "kl_coefficient"),
-            *("kl_estimator", "max_length", "micro_batch_tokens"),
+            *("kl_estimator", "max_length", "micro_batch_tokens", "optim", "optim_args", "lr_scheduler_kwargs"),
             *("learning_rate", "num_train_epochs", "max_steps", "pairs_per_step", "weight_decay"),
-            *("adam_beta1", "adam_beta2", "warmup_steps", "max_grad_norm", "seed", "data_seed", "precision"),
+            *(
+                "adam_beta1",
+                "adam_beta2",
+                "adam_epsilon",
+                "warmup_steps",
+                "max_grad_norm",
+                "seed",
+                "data_seed",
+                "precision",
+            ),
         )
         return {name: getattr(self, name) for name in names} | {
             "lr_scheduler_type": SchedulerType(self.lr_scheduler_type).value

@@ -1,9 +1,11 @@
-"""Log-probabilities of chosen tokens without the logits: the head in blocks, recomputed for the gradient.
+"""Log-probabilities of chosen tokens without the logits: the head in tiles, recomputed for the gradient.
 
-Nothing of size tokens x vocabulary is ever held. Forward goes over blocks of tokens; backward over blocks of the
-vocabulary, so that the weight's gradient, the largest tensor here, is written once.
+Nothing of size tokens x vocabulary is ever held. Both passes go over blocks of the vocabulary and in each over blocks
+of tokens: the weight's gradient, the largest tensor here, is written once, and a tile stays in the cache while it is
+worked on.
 """
 
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -11,19 +13,22 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-MAX_LOGITS = 2**24
-"""The largest number of logits held at once (64 MiB in fp32)."""
+Tile = tuple[int, int]
+"""How many tokens by how many entries of the vocabulary are computed at once."""
+
+TILES: dict[str, Tile] = {"cpu": (512, 2048), "cuda": (4096, 16384)}
+"""4 MiB of fp32 on a CPU, which its caches hold; 256 MiB on a GPU, which fills it."""
 
 
-def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, max_logits: int = MAX_LOGITS) -> Tensor:
+def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, tile: Tile | None = None) -> Tensor:
     """Log-probabilities in nats, `(rows,)` fp32, of the tokens `targets` under the softmax of `head(hidden)`.
 
-    `hidden` is `(rows, width)`, `targets` `(rows,)` int64. Under autocast the products are in its type, sums in fp32.
+    `hidden` is `(rows, width)`, `targets` `(rows,)` int64. Under autocast the products are of its type, sums in fp32.
     """
     if not isinstance(head.forward, _Scoring):
         head.forward = _Scoring(head)
     # Through the module's call, whose hooks make sharded weights whole.
-    return head(hidden, targets=targets, max_logits=max_logits)
+    return head(hidden, targets=targets, tile=tile or TILES.get(hidden.device.type, TILES["cuda"]))
 
 
 class _Scoring:
@@ -35,14 +40,14 @@ class _Scoring:
         # Now: what shards a module later also changes its type.
         self.linear = type(head) is nn.Linear and getattr(head, "bias", None) is None
 
-    def __call__(self, hidden: Tensor, targets: Tensor | None = None, max_logits: int = MAX_LOGITS) -> Tensor:
+    def __call__(self, hidden: Tensor, targets: Tensor | None = None, tile: Tile = TILES["cpu"]) -> Tensor:
         if targets is None:
             return self.forward(hidden)
         weight: Any = self.head.weight
         if self.linear:
-            return _TokenLogps.apply(hidden, weight, targets, max_logits)
+            return _TokenLogps.apply(hidden, weight, targets, tile)
         # A head of another kind (with a bias, or an adapter on it) is called as it is.
-        rows = max(1, max_logits // len(weight))
+        rows = max(1, tile[0] * tile[1] // len(weight))
         chunks = [
             checkpoint(self._logps, part, target, use_reentrant=False)
             for part, target in zip(hidden.split(rows), targets.split(rows), strict=True)
@@ -57,54 +62,89 @@ class _TokenLogps(torch.autograd.Function):
     """`log softmax(hidden @ weight.T)` at `targets`."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, max_logits: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, tile: Tile) -> Tensor:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        states, matrix = hidden.to(dtype), weight.to(dtype)
-        logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        totals = torch.empty_like(logps)
-        rows = max(1, max_logits // len(weight))
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(hidden), rows):
-                part = slice(start, start + rows)
-                logits = _product(states[part], matrix.T)
-                totals[part] = logits.logsumexp(-1)
-                logps[part] = logits.gather(-1, targets[part, None])[:, 0] - totals[part]
+            states = _operand(hidden, dtype)
+            peak = states.new_full((len(states), 1), -torch.inf, dtype=_sums(dtype))
+            total = torch.zeros_like(peak)
+            for part, _, matrix, buffer in _tiles(len(states), weight, dtype, tile):
+                logits = _product(states[part], matrix.T, buffer)
+                before, peak[part] = peak[part].clone(), torch.maximum(peak[part], logits.amax(-1, keepdim=True))
+                total[part] *= (before - peak[part]).exp_()
+                total[part] += logits.sub_(peak[part]).exp_().sum(-1, keepdim=True)
+            totals = peak + total.log()
+            logits = (states * _operand(weight.index_select(0, targets), dtype)).sum(-1, dtype=totals.dtype)
         ctx.save_for_backward(states, weight, targets, totals)
-        ctx.max_logits, ctx.hidden_dtype = max_logits, hidden.dtype
-        return logps
+        ctx.tile, ctx.dtype, ctx.hidden_dtype = tile, dtype, hidden.dtype
+        return (logits - totals[:, 0]).float()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         states, weight, targets, totals = ctx.saved_tensors
-        grad: Tensor = grads[0]
-        dtype = states.dtype
-        # The logits' gradient is g * (onehot - softmax). The softmax part, in blocks of the vocabulary:
-        grad_hidden = torch.zeros(states.shape, dtype=torch.float32, device=states.device)
-        # A frozen head, under an adapter, needs none.
-        trained = ctx.needs_input_grad[1]
-        grad_weight = torch.empty(weight.shape, dtype=torch.float32, device=states.device) if trained else None
-        columns = max(1, ctx.max_logits // max(1, len(states)))
+        grad: Tensor = grads[0][:, None].to(totals.dtype)
+        # The gradient by the logits is g * (onehot - softmax). The softmax part, whose exponential takes in |g|:
+        sign, shift = grad.sign(), grad.abs().log() - totals
+        # A frozen head, under an adapter, needs no gradient.
+        grad_weight = torch.zeros_like(weight, dtype=totals.dtype) if ctx.needs_input_grad[1] else None
+        grad_hidden = torch.zeros(states.shape, dtype=totals.dtype, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
-            for start in range(0, len(weight), columns):
-                block = slice(start, start + columns)
-                matrix = weight[block].to(dtype)
-                probabilities = _product(states, matrix.T).sub_(totals[:, None]).exp_().mul_(-grad[:, None])
-                probabilities = probabilities.to(dtype)
+            signed = states * sign.to(states.dtype)
+            for part, block, matrix, buffer in _tiles(len(states), weight, ctx.dtype, ctx.tile):
+                scaled = _product(states[part], matrix.T, buffer).add_(shift[part]).exp_().to(states.dtype)
+                _subtract_product(grad_hidden[part], scaled, matrix)
                 if grad_weight is not None:
-                    grad_weight[block] = _product(probabilities.T, states)
-                grad_hidden += _product(probabilities, matrix)
+                    _subtract_product(grad_weight[block], scaled.T, signed[part])
             # And the one-hot part, exact.
-            grad_hidden += grad[:, None] * weight.index_select(0, targets)
+            grad_hidden = grad_hidden * sign + grad * weight.index_select(0, targets)
             if grad_weight is not None:
-                grad_weight = grad_weight.index_add_(0, targets, grad[:, None] * states.float()).to(weight.dtype)
+                grad_weight = grad_weight.index_add_(0, targets, grad * states).to(weight.dtype)
         return grad_hidden.to(ctx.hidden_dtype), grad_weight, None, None
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` as fp32; where the hardware's product can give fp32 from half precision, nothing is rounded."""
-    if left.dtype == torch.float32:
-        return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).float()
+def _tiles(
+    rows: int, weight: Tensor, dtype: torch.dtype, tile: Tile
+) -> Generator[tuple[slice, slice, Tensor, Tensor | None]]:
+    """Blocks of tokens in blocks of the vocabulary, with those of the weight and a buffer for the products."""
+    # On a CPU new memory costs more than what is written to it.
+    buffer = torch.empty(tile[0] * tile[1], dtype=_sums(dtype)) if weight.device.type == "cpu" else None
+    for first in range(0, len(weight), tile[1]):
+        block = slice(first, min(first + tile[1], len(weight)))
+        matrix = _operand(weight[block], dtype)
+        for start in range(0, rows, tile[0]):
+            part = slice(start, min(start + tile[0], rows))
+            shape = (part.stop - part.start, len(matrix))
+            yield part, block, matrix, None if buffer is None else buffer[: shape[0] * shape[1]].view(shape)
+
+
+def _sums(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in `dtype`, on a CPU afterwards in a type whose products are exact there.
+
+    A CPU's product of bf16 gives bf16, and without matrix units it is slower than one of fp32.
+    """
+    rounded = tensor.to(dtype)
+    return rounded.to(_sums(dtype)) if tensor.device.type == "cpu" and not HAS_MATRIX_UNITS else rounded
+
+
+HAS_MATRIX_UNITS: bool = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
+def _product(left: Tensor, right: Tensor, buffer: Tensor | None) -> Tensor:
+    """`left @ right` in fp32 at least; where half precision can be multiplied into fp32, nothing is rounded."""
+    if buffer is not None and buffer.dtype == left.dtype:
+        return torch.mm(left, right, out=buffer)
+    if buffer is not None:
+        return buffer.copy_(left @ right)
+    return torch.mm(left, right) if left.dtype == _sums(left.dtype) else torch.mm(left, right, out_dtype=torch.float32)
+
+
+def _subtract_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right, alpha=-1)
+    else:
+        total -= _product(left, right, None) if left.is_cuda else left @ right

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from spot.train.attention import SPOT_SHARED, UnsupportedAttention
-from spot.train.head import MAX_LOGITS, head_logps
+from spot.train.head import Tile, head_logps
+from spot.train.packing import Plan, plan_step
 from spot.train.row import BOTH, PackedRow, Side, pack
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def pad(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) 
     return PaddedBatch(input_ids, scored, targets, torch.arange(int(sizes.max()))[None] < sizes)
 
 
-def score(model: "PreTrainedModel", batch: PackedRow | PaddedBatch, *, max_logits: int = MAX_LOGITS) -> Tensor:
+def score(model: "PreTrainedModel", batch: PackedRow | PaddedBatch, *, tile: Tile | None = None) -> Tensor:
     """Log-probabilities, in nats, of the answers' tokens: `(answers, longest)`, fp32, 0 on padding.
 
     Gradients flow where they are enabled. Raises `UnsupportedAttention` where a packed row did not go through
@@ -70,7 +71,7 @@ def score(model: "PreTrainedModel", batch: PackedRow | PaddedBatch, *, max_logit
     if isinstance(batch, PaddedBatch):
         hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         # `scored` and `mask` are true as often in each row, so row-major order lines them up.
-        logps = head_logps(head, hidden[batch.scored], batch.targets, max_logits)
+        logps = head_logps(head, hidden[batch.scored], batch.targets, tile)
         return torch.zeros(batch.mask.shape, device=logps.device).masked_scatter(batch.mask, logps)
     hidden = model.base_model(
         input_ids=batch.input_ids,
@@ -82,7 +83,7 @@ def score(model: "PreTrainedModel", batch: PackedRow | PaddedBatch, *, max_logit
     ).last_hidden_state
     if batch.num_calls != model.config.get_text_config().num_hidden_layers:
         raise UnsupportedAttention(f"{batch.num_calls} of its layers attend through it")
-    logps = head_logps(head, hidden[0].index_select(0, batch.scored), batch.targets, max_logits)
+    logps = head_logps(head, hidden[0].index_select(0, batch.scored), batch.targets, tile)
     # -1, an answer's padding, is the zero at the end.
     return torch.cat([logps, logps.new_zeros(1)])[batch.answers]
 
@@ -114,6 +115,8 @@ def share_prefixes(model: "PreTrainedModel", pair: "TokenizedPair") -> str | Non
         try:
             model.set_attn_implementation(SPOT_SHARED)
             shared = score(model, pack([pair]).to(device))
+        except torch.OutOfMemoryError:
+            raise
             # An architecture may refuse in its own ways; the plain path is right for every one of them.
         except (UnsupportedAttention, TypeError, ValueError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -137,11 +140,22 @@ class Scorer:
     shared: bool
     bf16: bool
 
-    def cost(self, pair: "TokenizedPair", sides: Sequence[Side] = BOTH) -> int:
+    def num_tokens(self, pair: "TokenizedPair", sides: Sequence[Side] = BOTH) -> int:
         """Tokens that a pair runs."""
         if self.shared and len(sides) == 2:
             return pair.num_distinct
         return sum(pair.num_plain(side) for side in sides)
+
+    def num_slots(self, pair: "TokenizedPair", sides: Sequence[Side] = BOTH) -> int:
+        """The same with the padding of its shorter side, where sides are padded."""
+        return self.num_tokens(pair, sides) if self.shared else len(sides) * max(map(pair.num_plain, sides))
+
+    def plan(
+        self, pairs: Sequence["TokenizedPair"], forwards: Sequence[Sequence[Side]], budget: int, num_ranks: int
+    ) -> Plan:
+        """The rows of a step, each of at most `budget` slots in each of its `forwards`."""
+        slots = [max(self.num_slots(pair, sides) for sides in forwards) for pair in pairs]
+        return plan_step(slots, budget, num_ranks, padded=not self.shared)
 
     def __call__(self, pairs: Sequence["TokenizedPair"], sides: Sequence[Side] = BOTH) -> tuple[Tensor, Tensor]:
         """Token log-probabilities and boolean mask: `(len(sides) * len(pairs), longest)`, a side after the other."""

@@ -10,14 +10,14 @@ from spot.train.step import StepResult
 class StepMeans:
     """Metrics since the last log: means over steps, the last shift, tokens over seconds."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
+        self.rows = rows or []
         self.tokens = 0
         self.started = time.perf_counter()
 
     def add(self, row: dict[str, float], tokens: int, started: float) -> None:
         """Add a step that `started` then (what passed before it, a checkpoint say, is not counted)."""
-        if not self.rows:
+        if not self.tokens:
             self.started = started
         self.rows.append(row)
         self.tokens += tokens
@@ -32,6 +32,7 @@ class StepMeans:
 def step_metrics(result: StepResult, delta: float) -> dict[str, float]:
     """A step's metrics under their logged names; those of rejected answers are left out where none were scored."""
     metrics = {
+        "loss": result.losses.mean(),
         "rewards/chosen": result.chosen_rewards.mean(),
         "rewards/rejected": result.rejected_rewards.mean(),
         "rewards/margins": (result.chosen_rewards - result.rejected_rewards).mean(),

@@ -1,5 +1,6 @@
 """What a step minimises: one objective of `spot.objectives`, a weighted sum of several, or a user's own."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -10,7 +11,7 @@ from torch import Tensor
 from spot import objectives
 from spot.errors import RunFailed, UserError
 from spot.objectives import KLEstimator, LossOutput, Reduction
-from spot.plugin import load_function
+from spot.plugin import load_function, own_code
 
 PAIR_OBJECTIVES = ("spot_bco", "spot_bce", "dpo", "reward_sft")
 TOKEN_OBJECTIVES = ("sft", "dft", "kl_sft")
@@ -63,16 +64,18 @@ class Objective:
             raise ValueError(f"a loss is named twice in {' '.join(self.names)}")
         if self.weights is not None and len(self.weights) != len(self.names):
             raise ValueError(f"loss_weights must be as many as loss_type: {len(self.names)}, got {len(self.weights)}")
-        if not self.beta > 0:
-            raise ValueError(f"beta must be above 0, got {self.beta}")
+        if self.weights is not None and not all(map(math.isfinite, self.weights)):
+            raise ValueError(f"loss_weights must be finite, got {' '.join(map(str, self.weights))}")
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"beta must be above 0 and finite, got {self.beta}")
         if self.reduction not in get_args(Reduction):
             raise ValueError(f"sft_reduction must be one of {', '.join(get_args(Reduction))}, got {self.reduction!r}")
         if self.kl_estimator not in get_args(KLEstimator):
             raise ValueError(
                 f"kl_estimator must be one of {', '.join(get_args(KLEstimator))}, got {self.kl_estimator!r}"
             )
-        if self.kl_coefficient < 0:
-            raise ValueError(f"kl_coefficient must not be negative, got {self.kl_coefficient}")
+        if not 0 <= self.kl_coefficient < math.inf:
+            raise ValueError(f"kl_coefficient must be finite and not negative, got {self.kl_coefficient}")
 
     @property
     def trains_rejected(self) -> bool:
@@ -98,7 +101,9 @@ class Objective:
             return objectives.reward_sft(chosen.logps, chosen.ref_logps, beta=self.beta).losses
         summed = (chosen.logps, rejected.logps, chosen.ref_logps, rejected.ref_logps)
         if name in self.own:
-            return _checked(name, self.own[name](*summed, beta=self.beta), summed[0])
+            with own_code("loss", name):
+                result = self.own[name](*summed, beta=self.beta)
+            return _checked(name, result, summed[0])
         if name == "spot_bco":
             return objectives.spot_bco(*summed, beta=self.beta, delta=delta).losses
         return {"spot_bce": objectives.spot_bce, "dpo": objectives.dpo}[name](*summed, beta=self.beta).losses

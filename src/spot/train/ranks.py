@@ -1,7 +1,7 @@
 """The processes that share a step, and what is asked of the library that makes them share."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,19 +28,35 @@ class Ranks:
 
 def ranks_of(accelerator: Accelerator, model: nn.Module) -> Ranks:
     """The processes that `accelerator` runs `model` in."""
-    if accelerator.num_processes == 1:
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if accelerator.num_processes == 1 and not deepspeed:
         return Ranks()
 
+    def sync(last: bool) -> AbstractContextManager[None]:
+        if deepspeed:
+            return _step_in_the_last(accelerator, last)
+        # Sharded gradients are exchanged every time: whole ones, kept until the last row, would not fit.
+        return nullcontext() if last or accelerator.is_fsdp2 else accelerator.no_sync(model)
+
     def gather(tensor: Tensor) -> Tensor:
+        if accelerator.num_processes == 1:
+            return tensor
         there = tensor.to(accelerator.device)
         distributed.all_reduce(there)
         return there.cpu()
 
-    def sync(last: bool) -> AbstractContextManager[None]:
-        # Sharded gradients are exchanged every time: whole ones, kept until the last row, would not fit.
-        return nullcontext() if last or accelerator.is_fsdp2 else accelerator.no_sync(model)
-
     return Ranks(accelerator.process_index, accelerator.num_processes, gather, sync)
+
+
+@contextmanager
+def _step_in_the_last(accelerator: Accelerator, last: bool) -> Generator[None]:
+    """accelerate has DeepSpeed take its optimizer step inside backward, whenever this flag stands."""
+    state: Any = accelerator.gradient_state
+    state._set_sync_gradients(last)
+    try:
+        yield
+    finally:
+        state._set_sync_gradients(True)
 
 
 def check_sharding(accelerator: Accelerator, asked_for_fsdp: bool) -> None:

@@ -7,7 +7,8 @@ from them would silently be another objective.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,18 +18,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from spot.errors import RunFailed
+from spot.errors import RunFailed, UserError
 from spot.store import write_atomic
 from spot.train.logps import Scorer
-from spot.train.packing import plan_step
+from spot.train.packing import shortest
 from spot.train.ranks import Ranks
-from spot.train.row import Side
+from spot.train.row import BOTH, Side
 from spot.train.tokenize import TokenizedPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache")
+"""Entries of a model's config that no log-probability depends on."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +64,27 @@ class Reference:
         return rows
 
 
-def reference_key(model: "PreTrainedModel", pairs: Sequence[TokenizedPair], precision: str) -> str:
-    """What a reference depends on, as text: hashes of the model's weights and the pairs' tokens, and the precision."""
-    weights = hashlib.sha256()
+def reference_key(student: str, pairs: Sequence[TokenizedPair], precision: str) -> str:
+    """What a reference depends on, as text: `student_hash` of the model, the pairs' tokens, and the precision."""
+    return f"student:{student} tokens:{tokens_hash(pairs)} precision:{precision}"
+
+
+def student_hash(model: "PreTrainedModel") -> str:
+    """A hash of all weights of `model` and of what its config says about computing with them."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_COMPUTED}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
-        if isinstance(tensor, DTensor):
-            tensor = tensor.full_tensor()  # noqa: PLW2901 (one at a time: all together may not fit)
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return f"weights:{weights.hexdigest()} tokens:{tokens_hash(pairs)} precision:{precision}"
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def tokens_hash(pairs: Sequence[TokenizedPair]) -> str:
     """A hash of all pairs' token ids, in order."""
     digest = hashlib.sha256()
     for pair in pairs:
-        digest.update(json.dumps([pair.prompt_ids, pair.chosen_ids, pair.rejected_ids]).encode())
+        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+            digest.update(len(ids).to_bytes(8, "little") + array("i", ids).tobytes())
     return digest.hexdigest()
 
 
@@ -99,15 +108,37 @@ def compute_reference(
     flat = [torch.zeros(int(side.sum())) for side in lengths]
     answers = [values.split(side.tolist()) for values, side in zip(flat, lengths, strict=True)]
     for step in steps:
-        costs = [scorer.cost(pairs[index]) for index in step]
-        for row in plan_step(costs, micro_batch_tokens, ranks.count)[ranks.rank]:
-            indices = [step[position] for position in row or [costs.index(min(costs))]]
+        step_pairs = [pairs[index] for index in step]
+        for row in scorer.plan(step_pairs, [BOTH], micro_batch_tokens, ranks.count)[ranks.rank]:
+            indices = [step[position] for position in row or [shortest(step_pairs)]]
             token_logps, mask = (tensor.cpu() for tensor in scorer([pairs[index] for index in indices]))
             for side, number in enumerate(range(0, 2 * len(indices), len(indices)) if row else ()):
                 for place, index in enumerate(indices, start=number):
                     answers[side][index].copy_(token_logps[place][mask[place]])
     chosen, rejected = (ranks.gather(values) for values in flat)
     return Reference(key, chosen, rejected, *lengths)
+
+
+def starting_reference(
+    path: Path, *, shared_file: bool, key: str, compute: Callable[[], Reference], ranks: Ranks
+) -> Reference:
+    """The reference in `path` where it is of `key`, else a computed one, which is then kept there.
+
+    Raises `UserError` where `path` is a `shared_file`, one that other runs may need, and of another key.
+    """
+    kept = read_reference(path)
+    if shared_file and kept is not None and kept.key != key:
+        raise UserError(
+            f"{path}: made from other {_other_parts(kept.key, key)} than this run; give another reference_path"
+        )
+    has_it = torch.tensor(float(kept is not None and kept.key == key))
+    # All ranks or none: with one reading and one computing, they would wait for each other for ever.
+    if ranks.gather(has_it) == ranks.count and kept is not None:
+        return kept
+    reference = compute()
+    if ranks.rank == 0:
+        save_reference(path, reference)
+    return reference
 
 
 def save_reference(path: Path, reference: Reference) -> None:
@@ -129,10 +160,13 @@ def load_reference(path: Path, key: str) -> Reference:
     if reference is None:
         raise RunFailed(f"{path}: not a whole file of reference log-probabilities; {mend}")
     if reference.key != key:
-        parts = zip(reference.key.split(), key.split(), strict=False)
-        other = ", ".join(ours.partition(":")[0] for theirs, ours in parts if theirs != ours)
-        raise RunFailed(f"{path}: made from other {other} than this run; {mend}")
+        raise RunFailed(f"{path}: made from other {_other_parts(reference.key, key)} than this run; {mend}")
     return reference
+
+
+def _other_parts(key: str, ours: str) -> str:
+    parts = zip(key.split(), ours.split(), strict=False)
+    return ", ".join(part.partition(":")[0] for theirs, part in parts if theirs != part)
 
 
 def read_reference(path: Path) -> Reference | None:

@@ -24,7 +24,7 @@ CONFIGS = ("config.json", "adapter_config.json")
 """Of a model and of an adapter; the one in a directory says what the rest of it is."""
 
 Progress = Callable[[int, int, dict[str, float]], None]
-"""Called after each logged step with the step, the number of steps, and the step's metrics."""
+"""Called after each logged step, and each evaluation, with the step, the number of steps, and its metrics."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ def fit(
     output_dir: Path,
     args: SpotConfig,
     progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
     eval_pairs: Iterable[Preference | Mapping[str, Any]] | None = None,
     peft_config: Any = None,
 ) -> TrainResult:
     """Train `student` on `pairs` and save it to `output_dir`, which appears whole or not at all.
 
-    Checkpoints lie in `args.output_dir`; training goes on from the last whole one there. One line a step is written to
+    `notify` is told, before training starts, what a user would not expect. Checkpoints lie in `args.output_dir`;
+    training goes on from the last whole one there. One line a step is written to
     `args.metrics_path`. Raises `UserError` on pairs that cannot be trained on, before any weight is loaded, and
     `RunFailed` where the loss is not finite or the reference of a resumed run is missing.
     """
@@ -63,12 +65,17 @@ def fit(
         checkpoint = _checkpoint_to_resume(args)
         with disk_errors(Path(str(args.output_dir))):  # it makes that directory
             trainer = SpotTrainer(student, args, pairs, eval_pairs, peft_config=peft_config)
+        if notify is not None:
+            for notice in notices(trainer, args):
+                notify(notice)
         trainer.remove_callback(PrinterCallback)
         if progress is not None:
             trainer.add_callback(_Progress(progress))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         with saving(output_dir):
             _publish(trainer, output_dir)
+        if args.push_to_hub:
+            trainer.upload(str(output_dir))
     return TrainResult(
         steps=trainer.state.global_step,
         num_pairs=trainer.num_train,
@@ -78,6 +85,16 @@ def fit(
         resumed_from=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         not_shared=trainer.not_shared,
     )
+
+
+def notices(trainer: SpotTrainer, args: SpotConfig) -> list[str]:
+    """What is left out or slower than it could be, a line each."""
+    lines: list[str] = []
+    if trainer.dropped:
+        lines.append(f"{len(trainer.dropped)} pairs longer than max_length={args.max_length} are left out")
+    if trainer.not_shared:
+        lines.append(f"prefixes are not shared, which is slower but as exact: {trainer.not_shared}")
+    return lines
 
 
 def _checkpoint_to_resume(args: SpotConfig) -> Path | None:
@@ -97,7 +114,7 @@ def _publish(trainer: SpotTrainer, output_dir: Path) -> None:
     if writes:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
-    trainer.save_model(str(temporary))
+    trainer.write_model(str(temporary))
     if not writes:
         return
     if not output_dir.exists():
@@ -115,7 +132,7 @@ class _Progress(TrainerCallback):
         self.progress = progress
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-        if logs and "loss" in logs:
+        if logs and ("loss" in logs or "eval_loss" in logs):
             self.progress(state.global_step, state.max_steps, dict(logs))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from spot.objectives import implicit_rewards, kl_estimates
 from spot.train.logps import Scorer
 from spot.train.objective import Objective, Scores
-from spot.train.packing import plan_step
+from spot.train.packing import shortest
 from spot.train.ranks import Ranks
 from spot.train.reference import Reference
 from spot.train.row import BOTH, Side
@@ -59,23 +59,24 @@ def run_step(
     micro_batch_tokens: int,
     backward: Callable[[Tensor], None] | None,
     ranks: Ranks | None = None,
+    mean_tokens: float | None = None,
 ) -> StepResult:
     """Add the gradient of the mean loss over `pairs[indices]` to the model's parameters.
 
     Every rank is given the whole step and runs its share of it; gradients are to be averaged over ranks. Without
-    `backward` nothing is added. The result does not depend on how the step is cut into rows and ranks or on the order
+    `backward` nothing is added. `mean_tokens`, which scales the SFT family's losses, is the mean length of these pairs'
+    chosen answers unless given. The result does not depend on how the step is cut into rows and ranks or on the order
     of `indices`, beyond rounding.
     """
     ranks = ranks or Ranks()
     step_pairs = [pairs[index] for index in indices]
-    mean_tokens = sum(len(pair.chosen_ids) for pair in step_pairs) / len(step_pairs)
+    mean_tokens = mean_tokens or mean_chosen_tokens(step_pairs)
     forwards = forwards_of(objective)
-    costs = [max(scorer.cost(pair, sides) for sides in forwards) for pair in step_pairs]
-    plan = plan_step(costs, micro_batch_tokens, ranks.count)[ranks.rank]
+    plan = scorer.plan(step_pairs, forwards, micro_batch_tokens, ranks.count)[ranks.rank]
     table = torch.zeros(NUM_COLUMNS, len(step_pairs), dtype=torch.float64)
     for number, row in enumerate(plan):
         # A rank without pairs still has to call the module as often as the others: with any pair, for nothing.
-        positions = row or [costs.index(min(costs))]
+        positions = row or [shortest(step_pairs)]
         scale = ranks.count / len(step_pairs) if row else 0.0
         with ranks.sync(number == len(plan) - 1), torch.set_grad_enabled(backward is not None):
             answers = _score(scorer, pairs, [indices[position] for position in positions], reference, objective)
@@ -85,8 +86,13 @@ def run_step(
         if row:
             table[:, row] = _columns(losses, *answers, objective.beta, scale)
     plain = sum(pair.num_plain(side) for pair in step_pairs for sides in forwards for side in sides)
-    tokens = sum(scorer.cost(pair, sides) for pair in step_pairs for sides in forwards)
+    tokens = sum(scorer.num_tokens(pair, sides) for pair in step_pairs for sides in forwards)
     return StepResult(*ranks.gather(table), tokens=tokens, plain_tokens=plain)
+
+
+def mean_chosen_tokens(pairs: Sequence[TokenizedPair]) -> float:
+    """The mean length of the chosen answers, in tokens."""
+    return sum(len(pair.chosen_ids) for pair in pairs) / len(pairs)
 
 
 def forwards_of(objective: Objective) -> tuple[tuple[Side, ...], ...]:

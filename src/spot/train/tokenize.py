@@ -1,8 +1,10 @@
 """Pairs to token ids: the prompt ends where generation starts, the answer ends with exactly one end-of-turn token."""
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from jinja2 import TemplateError
@@ -12,6 +14,10 @@ from spot.schema import Dropped, Prompt, as_dicts, as_messages, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+ROWS_AT_ONCE = 1000
+"""Rows tokenized together; what the tokenizer returns for them is many times their ids' size."""
 
 
 class Preference(Protocol):
@@ -43,16 +49,16 @@ class TokenizedPair:
     """One pair as token ids; `chosen_ids` and `rejected_ids` continue `prompt_ids` and end the turn."""
 
     id: str
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
+    prompt_ids: Sequence[int]
+    chosen_ids: Sequence[int]
+    rejected_ids: Sequence[int]
 
     @property
     def length(self) -> int:
         """Tokens in the longer of the two sequences."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
-    def completion(self, side: Literal["chosen", "rejected"]) -> list[int]:
+    def completion(self, side: Literal["chosen", "rejected"]) -> Sequence[int]:
         """The answer of `side`."""
         return self.chosen_ids if side == "chosen" else self.rejected_ids
 
@@ -77,36 +83,46 @@ def tokenize_pairs(
 ) -> tuple[list[TokenizedPair], list[Dropped]]:
     """Tokenize `pairs`; those longer than `max_length` tokens are returned apart, nothing is ever truncated.
 
+    The ids are in arrays of four bytes a token, since every process holds those of all pairs.
+
     The prompt is rendered by the tokenizer's chat template in non-thinking mode. The answer's text follows it as it
     stands, not through the template, because templates strip and reparse answers, and it must be what the student
     wrote. Raises `UserError` naming the row: empty answers, answers that are the same, an answer that holds the
     end-of-turn token itself, a prompt that the template refuses or that is not a token prefix; and for a tokenizer
     without a usable chat template.
     """
-    rows = list(pairs)
     end_of_turn = end_of_turn_id(tokenizer)
+    kept: list[TokenizedPair] = []
+    dropped: list[Dropped] = []
+    rows = iter(pairs)
+    while chunk := list(islice(rows, ROWS_AT_ONCE)):
+        for pair in _tokenize(chunk, tokenizer, end_of_turn):
+            if pair.length > max_length:
+                detail = f"{pair.length} tokens, max_length is {max_length}"
+                dropped.append(Dropped(stage="train", id=pair.id, reason="overlength", detail=detail))
+            else:
+                kept.append(pair)
+    return kept, dropped
+
+
+def _tokenize(
+    rows: list[Preference], tokenizer: "PreTrainedTokenizerBase", end_of_turn: int
+) -> Iterator[TokenizedPair]:
     prompts = [_render(tokenizer, as_dicts(as_messages(row.prompt)), f"pair {row.id!r}", generate=True) for row in rows]
     answers = [(_answer(row.id, "chosen", row.chosen), _answer(row.id, "rejected", row.rejected)) for row in rows]
     prompt_ids = _encode(tokenizer, prompts)
     chosen_ids = _encode(tokenizer, [prompt + chosen for prompt, (chosen, _) in zip(prompts, answers, strict=True)])
     rejected_ids = _encode(tokenizer, [prompt + wrong for prompt, (_, wrong) in zip(prompts, answers, strict=True)])
-    kept: list[TokenizedPair] = []
-    dropped: list[Dropped] = []
     for row, prompt, chosen, rejected in zip(rows, prompt_ids, chosen_ids, rejected_ids, strict=True):
         pair = TokenizedPair(
             id=row.id,
-            prompt_ids=prompt,
+            prompt_ids=array("i", prompt),
             chosen_ids=_completion(row.id, "chosen", prompt, chosen, end_of_turn),
             rejected_ids=_completion(row.id, "rejected", prompt, rejected, end_of_turn),
         )
         if pair.chosen_ids == pair.rejected_ids:
             raise UserError(f"pair {row.id!r}: chosen and rejected are the same; remove the row")
-        if pair.length > max_length:
-            detail = f"{pair.length} tokens, max_length is {max_length}"
-            dropped.append(Dropped(stage="train", id=row.id, reason="overlength", detail=detail))
-        else:
-            kept.append(pair)
-    return kept, dropped
+        yield pair
 
 
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
@@ -153,7 +169,7 @@ def _answer(row: str, side: str, answer: Prompt) -> str:
     return text
 
 
-def _completion(row: str, side: str, prompt: list[int], whole: list[int], end_of_turn: int) -> list[int]:
+def _completion(row: str, side: str, prompt: list[int], whole: list[int], end_of_turn: int) -> "array[int]":
     if whole[: len(prompt)] != prompt:
         raise UserError(
             f"pair {row!r}: the prompt's tokens are not a prefix of prompt + {side} (the tokenizer merges across the "
@@ -162,4 +178,4 @@ def _completion(row: str, side: str, prompt: list[int], whole: list[int], end_of
     completion = whole[len(prompt) :]
     if end_of_turn in completion:
         raise UserError(f"pair {row!r}: {side} contains the end-of-turn token; remove it from the text")
-    return [*completion, end_of_turn]
+    return array("i", [*completion, end_of_turn])

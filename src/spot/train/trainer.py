@@ -7,13 +7,15 @@ the whole step and takes its share, so that all make equally many module calls.
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from huggingface_hub import upload_folder
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,9 +25,9 @@ from transformers import (
 )
 
 from spot.errors import RunFailed, UserError
+from spot.hub import model_path
 from spot.objectives import update_shift
-from spot.schema import derived_seed
-from spot.train.adapter import add_adapter, language_model, without_adapter
+from spot.train.adapter import adapter_settings, add_adapter, language_model, without_adapter
 from spot.train.checkpoints import MetricsFile, TrainingState, saving
 from spot.train.checks import check_budget, check_head, check_pairs, check_vocabulary, tokenized
 from spot.train.config import SpotConfig
@@ -36,12 +38,13 @@ from spot.train.reference import (
     Reference,
     compute_reference,
     load_reference,
-    read_reference,
     reference_key,
-    save_reference,
+    starting_reference,
+    student_hash,
     tokens_hash,
 )
-from spot.train.step import StepResult, run_step
+from spot.train.sampler import StepSampler
+from spot.train.step import StepResult, mean_chosen_tokens, run_step
 from spot.train.tokenize import Preference
 from spot.train.weights import (
     disable_dropout,
@@ -55,40 +58,14 @@ from spot.train.weights import (
 __all__ = ["SpotConfig", "SpotTrainer"]
 
 
-class StepSampler(Sampler[list[int]]):
-    """Indices of each step's pairs, in an order derived from the seed and the epoch; the last step may be short."""
-
-    def __init__(self, num_pairs: int, pairs_per_step: int, seed: int) -> None:
-        self.num_pairs = num_pairs
-        self.pairs_per_step = pairs_per_step
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose whose epoch's order comes next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(self.num_pairs / self.pairs_per_step)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.steps(self.epoch))
-
-    def steps(self, epoch: int) -> list[list[int]]:
-        """The steps of `epoch`."""
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "order of pairs", epoch))
-        order: list[int] = torch.randperm(self.num_pairs, generator=generator).tolist()
-        return [order[start : start + self.pairs_per_step] for start in range(0, self.num_pairs, self.pairs_per_step)]
-
-
 class SpotTrainer(Trainer):
     """Train a causal language model on surgical pairs.
 
-    `model` is a directory, a hub name or a loaded model (turned to fp32 in place); `train_dataset` are rows in TRL's
-    preference format with explicit prompts, `eval_dataset` too. With `peft_config` a new adapter is trained, and under
-    `bf16` the weights below it keep their own precision. The reference is the model as it is when training starts,
-    without an adapter. `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are
-    not shared, `None` where they are. Raises `UserError` on data that cannot be trained on.
+    `model` is a directory, a hub name, `lab` or a loaded model (turned to fp32 in place); `train_dataset` are rows in
+    TRL's preference format with explicit prompts, `eval_dataset` too. With `peft_config` a new adapter is trained, and
+    under `bf16` the weights below it keep their own precision. The reference is the model as it is given, without an
+    adapter. `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not
+    shared, `None` where they are. Raises `UserError` on data that cannot be trained on.
     """
 
     args: SpotConfig
@@ -105,6 +82,8 @@ class SpotTrainer(Trainer):
     ) -> None:
         if hasattr(model, "peft_config"):
             raise UserError("model has an adapter; merge it (model.merge_and_unload()), or give peft_config a new one")
+        if not isinstance(model, PreTrainedModel):
+            model = model_path(str(model))
         source = model.name_or_path if isinstance(model, PreTrainedModel) else model
         tokenizer = processing_class or load_tokenizer(source or "")
         self.pairs, self.dropped = tokenized("train_dataset", train_dataset, tokenizer, args)
@@ -119,6 +98,7 @@ class SpotTrainer(Trainer):
         check_vocabulary(self.pairs, model)
         disable_dropout(model)
         self.source_form = take_master_weights(model)
+        self._student = student_hash(model)
         shortest = min(self.pairs, key=lambda pair: pair.length)
         super().__init__(
             model=model if peft_config is None else add_adapter(model, peft_config, shortest),
@@ -127,13 +107,14 @@ class SpotTrainer(Trainer):
             callbacks=callbacks,
             eval_dataset=range(self.num_train, len(self.pairs)) if eval_pairs else None,  # pyright: ignore[reportArgumentType]
         )
+        self._adapter = None if peft_config is None else adapter_settings(peft_config)
         self.args._n_gpu = min(self.args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage] (no DataParallel)
         self._train_batch_size = args.per_device_train_batch_size
         check_sharding(self.accelerator, asked_for_fsdp=bool(args.fsdp))
         # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
         check_head(shortest, model)
         self.not_shared = share_prefixes(model, shortest)
-        check_budget(self.pairs, [self._scorer.cost(pair) for pair in self.pairs], args)
+        check_budget(self.pairs, [self._scorer.num_slots(pair) for pair in self.pairs], args)
         if peft_config is not None and args.bf16:
             freeze_precision(model, self.source_form)
         accept_batches(model)
@@ -145,8 +126,9 @@ class SpotTrainer(Trainer):
         self.reference_seconds = 0.0
         self._delta = 0.0
         self._steps = 0
-        self._key: str | None = None
+        self._key = ""
         self._since_log = StepMeans()
+        self._taken: tuple[StepResult, float] | None = None
         self._num_parameters = model.num_parameters(exclude_embeddings=True)
         self.add_callback(_Hooks(self))
 
@@ -156,35 +138,23 @@ class SpotTrainer(Trainer):
 
     def begin(self, step: int) -> None:
         """Make ready what a step needs, after the weights to go on from are in place: `step` steps are done."""
-        if step == 0:
-            self._delta, self._steps, self._key = 0.0, 0, None
         if self.metrics_file is not None:
             self.metrics_file.begin(step)
-        self._since_log = StepMeans()
+        if step == 0:
+            if self._steps:
+                raise UserError("train() has been called before; make a new SpotTrainer to start over")
+            self._ready_reference()
+            return
+        self.reference = load_reference(self._reference_path, self._key)
+
+    def _ready_reference(self) -> None:
+        if self.reference is not None:
+            return
         started = time.perf_counter()
-        if step > 0:
-            assert self._key is not None, "a resumed run has loaded its state"
-            self.reference = load_reference(self._reference_path, self._key)
-        else:
-            self.reference = self._starting_reference()
-        self.reference_seconds = time.perf_counter() - started
-
-    @property
-    def _reference_path(self) -> Path:
-        return Path(self.args.reference_path or Path(str(self.args.output_dir)) / "reference.safetensors")
-
-    def _starting_reference(self) -> Reference:
-        with without_adapter(self.model):
-            return self._computed_reference()
-
-    def _computed_reference(self) -> Reference:
-        self._key = reference_key(self._language_model, self.pairs, self.args.precision)
-        kept = read_reference(self._reference_path)
-        has_it = kept is not None and kept.key == self._key
-        # All ranks or none: with one reading and one computing, they would wait for each other for ever.
-        if self._ranks.gather(torch.tensor(float(has_it))) == self._ranks.count and kept is not None:
-            return kept
-        reference = compute_reference(
+        kind = f"{self.args.precision}-{'plain' if self.not_shared else 'shared'}"
+        self._key = reference_key(self._student, self.pairs, f"{kind}-adapter" if self._adapter else kind)
+        compute = partial(
+            compute_reference,
             self._scorer,
             self.pairs,
             self._key,
@@ -192,9 +162,16 @@ class SpotTrainer(Trainer):
             micro_batch_tokens=self.args.micro_batch_tokens,
             ranks=self._ranks,
         )
-        if self.args.process_index == 0:
-            save_reference(self._reference_path, reference)
-        return reference
+        shared_file = self.args.reference_path is not None
+        with without_adapter(self.model):
+            self.reference = starting_reference(
+                self._reference_path, shared_file=shared_file, key=self._key, compute=compute, ranks=self._ranks
+            )
+        self.reference_seconds = time.perf_counter() - started
+
+    @property
+    def _reference_path(self) -> Path:
+        return Path(self.args.reference_path or Path(str(self.args.output_dir)) / "reference.safetensors")
 
     def _eval_steps(self) -> list[list[int]]:
         size = self.args.pairs_per_step
@@ -210,11 +187,11 @@ class SpotTrainer(Trainer):
         """
         if self.num_train == len(self.pairs) or (eval_dataset is not None and eval_dataset is not self.eval_dataset):
             raise UserError("evaluation needs the pairs that SpotTrainer was given as eval_dataset")
-        if self.reference is None:
-            self.begin(0)
+        self._ready_reference()
         assert self.reference is not None
         started = time.perf_counter()
         self._language_model.eval()
+        mean_tokens = mean_chosen_tokens(self.pairs[self.num_train :])
         totals: dict[str, float] = {}
         for step in self._eval_steps():
             result = run_step(
@@ -227,9 +204,9 @@ class SpotTrainer(Trainer):
                 micro_batch_tokens=self.args.micro_batch_tokens,
                 backward=None,
                 ranks=self._ranks,
+                mean_tokens=mean_tokens,
             )
-            row = step_metrics(result, self._delta) | {"loss": result.loss}
-            for name, value in row.items():
+            for name, value in step_metrics(result, self._delta).items():
                 if not name.startswith("tether/"):
                     totals[name] = totals.get(name, 0.0) + value * len(step) / (len(self.pairs) - self.num_train)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in totals.items()}
@@ -272,44 +249,66 @@ class SpotTrainer(Trainer):
             ranks=self._ranks,
         )
         self._check_finite(result, inputs)
+        self._taken = result, started
+        return torch.tensor(result.loss, device=self.args.device)
+
+    def end_step(self) -> None:
+        """Count the step in, after the weights have been updated: a checkpoint before has nothing of it."""
+        assert self._taken is not None
+        result, started = self._taken
         self._since_log.add(step_metrics(result, self._delta), result.tokens, started)
         batch_mean = float((result.chosen_rewards + result.rejected_rewards).mean()) / 2  # eq. 10
         kind = self.args.shift_kind
         self._delta = update_shift(self._delta, batch_mean, self._steps, kind=kind, decay=self.args.shift_decay)
         self._steps += 1
-        self.current_flos += 6 * self._num_parameters * result.tokens
-        return torch.tensor(result.loss, device=self.args.device)
+        # The Trainer sums what each process counted.
+        self.current_flos += 6 * self._num_parameters * result.tokens / self.args.world_size
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
         """Nothing more: `training_step` has counted them."""
         return 0
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        """Not here: raises `UserError`."""
+        raise UserError(
+            "SpotTrainer predicts nothing; evaluate() gives losses and metrics, spot eval answers questions"
+        )
+
     def _check_finite(self, result: StepResult, indices: list[int]) -> None:
         bad = [self.pairs[index].id for index, loss in zip(indices, result.losses, strict=True) if not loss.isfinite()]
         if bad:
-            raise self._not_finite("loss", bad)
+            self._stop("loss", bad)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)
         if not math.isfinite(float(norm)):
             step = list(self.sampler)[self.state.global_step % len(self.sampler)]
-            raise self._not_finite("gradient", [self.pairs[index].id for index in step])
+            self._stop("gradient", [self.pairs[index].id for index in step])
         return norm
 
-    def _not_finite(self, what: str, pairs: list[str]) -> RunFailed:
-        return RunFailed(
-            f"step {self.state.global_step + 1}: the {what} is not finite in pairs {', '.join(pairs)}; lower the "
-            "learning rate or remove them (training can go on from the last checkpoint)"
+    def _stop(self, what: str, pairs: list[str]) -> NoReturn:
+        """Raise `RunFailed`, with a checkpoint of the steps before: this one has not touched the weights.
+
+        (DeepSpeed's has: it steps inside backward.)
+        """
+        done = self.state.global_step
+        kept = "no step was taken"
+        if done and not self.is_deepspeed_enabled:
+            self._save_checkpoint(self.model, None)
+            kept = f"checkpoint-{done} has the steps before"
+        raise RunFailed(
+            f"step {done + 1}: the {what} is not finite in pairs {', '.join(pairs)} ({kept}); look at them, and start "
+            "over without them or with a lower learning_rate"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's metrics to the Trainer's, and write them to `metrics_path`."""
         is_step = "loss" in logs
         if is_step:
-            logs.update(self._since_log.logged())
+            logs.update(self._since_log.logged())  # its loss too, which a resumed Trainer would only know in part
             self._since_log = StepMeans()
         super().log(logs, start_time)
-        if is_step and self.metrics_file is not None:
+        if (is_step or any(name.startswith("eval_") for name in logs)) and self.metrics_file is not None:
             self.metrics_file.append({"step": self.state.global_step, **logs})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -321,14 +320,51 @@ class SpotTrainer(Trainer):
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
             return
-        weights = whole_weights(self.accelerator, self.model)  # pyright: ignore[reportArgumentType]
+        directory = output_dir or str(self.args.output_dir)
+        self.write_model(directory)
+        if self.args.push_to_hub:
+            self.upload(directory, "Model save")
+
+    def write_model(self, directory: str) -> None:
+        """`save_model` without the upload that `args.push_to_hub` asks for."""
+        model: Any = self.model
+        weights = whole_weights(self.accelerator, model)
         if self.args.process_index == 0:
-            directory = output_dir or str(self.args.output_dir)
-            save_in_source_form(self.model, weights, self.source_form, directory)
+            save_in_source_form(model, weights, self.source_form, directory)
             assert isinstance(self.processing_class, PreTrainedTokenizerBase)
             self.processing_class.save_pretrained(directory)
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> Any:
+        """Save the model to `output_dir` as `save_model` does and upload that; further arguments as in `upload`."""
+        self.write_model(str(self.args.output_dir))
+        return self.upload(str(self.args.output_dir), commit_message, *args, **kwargs)
+
+    def upload(
+        self,
+        directory: str,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> Any:
+        """Upload what `directory` holds of the model, no checkpoints, to `args.hub_model_id`; from the first process.
+
+        The Trainer's own upload would take its checkpoints' fp32 masters.
+        """
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        return upload_folder(
+            repo_id=str(self.hub_model_id),
+            folder_path=directory,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            run_as_future=not blocking,
+            ignore_patterns=["_*", "checkpoint-*", "*.jsonl", "reference.safetensors"],
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with saving(Path(str(self.args.output_dir))):
@@ -336,19 +372,24 @@ class SpotTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        assert self._key is not None
         if self.args.should_save:
-            TrainingState(self._delta, self._steps, self._key, self._settings()).save(Path(output_dir))
+            state = TrainingState(self._delta, self._steps, self._key, self._settings(), self._since_log.rows)
+            state.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             state = TrainingState.load(Path(checkpoint))
             state.check(self._settings(), Path(checkpoint))
             self._delta, self._steps, self._key = state.delta, state.steps, state.reference_key
+            self._since_log = StepMeans(state.unlogged)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _settings(self) -> dict[str, Any]:
-        return self.args.settings() | {"tokens": tokens_hash(self.pairs)}
+        return self.args.settings() | {
+            "student": self._student,
+            "adapter": self._adapter,
+            "tokens": tokens_hash(self.pairs),
+        }
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Resumed at its very end in the middle of an epoch, the Trainer would take one more step.
@@ -357,13 +398,16 @@ class SpotTrainer(Trainer):
 
 
 class _Hooks(TrainerCallback):
-    """The two moments that the Trainer tells only callbacks about."""
+    """The moments that the Trainer tells only callbacks about."""
 
     def __init__(self, trainer: SpotTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         self.trainer.begin(state.global_step)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        self.trainer.end_step()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         # The Trainer sets a sampler's epoch only after a resume.
