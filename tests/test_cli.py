@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 from tests.fake_server import FakeServer, failure
 from tests.tiny_student import make_tokenizer
 
-from spot import cli
+from spot import __version__, cli, doctor
+from spot.config import load_config
+from spot.pipeline import preflight
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict
 from spot.store import read_dropped, read_rows, write_rows
 
@@ -50,10 +52,11 @@ def spot_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["spot", *arguments])
-        handler = signal.getsignal(signal.SIGINT)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as end:
             cli.main()
-        signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         return int(end.value.code or 0), capfd.readouterr().err
 
     return run
@@ -99,7 +102,9 @@ def test_a_bad_row_in_any_file_of_a_stage(
         ("rectify", ["--attempts", "right.jsonl"], "no wrong attempts to learn from (1 correct)"),
         ("rectify", ["rectify.path=empty.jsonl"], "empty.jsonl: none of its 0 corrections is of a wrong attempt"),
         ("rectify", ["rectify.oracle=model", "rectify.model=m", "rectify.base_url=http://127.0.0.1:9/v1"], ":9/v1"),
-        ("filter", ["--rectifications", "empty.jsonl"], "no pair is left of 0 accepted corrections"),
+        ("filter", ["--rectifications", "empty.jsonl"], "no pair is left of 0 accepted corrections (no corrections);"),
+        ("filter", ["--rectifications", "refused.jsonl"], "does_not_verify); mend the Oracle and rectify again"),
+        ("elicit", ["--problems", "blank.jsonl"], "blank.jsonl:1: field 'prompt': is empty"),
         ("filter", ["--rectifications", "astray.jsonl"], "rectification 'a#0~import.0': its problem or attempt"),
         ("filter", ["--model", "nowhere"], "nowhere: no such model directory"),
         ("filter", ["--on-bad-row", "drop"], "run.on_bad_row"),
@@ -112,6 +117,9 @@ def test_bad_use_of_a_stage_is_one_line_and_nothing_is_left(
     (tmp_path / "empty.jsonl").touch()
     right = WRONG.model_copy(update={"verdict": Verdict(correct=True)})
     write_rows(tmp_path / "right.jsonl", [right])
+    refused = FIXED.model_copy(update={"accepted": False, "reason": "does_not_verify"})
+    write_rows(tmp_path / "refused.jsonl", [refused])
+    (tmp_path / "blank.jsonl").write_text(PROBLEM.replace("What is 1 + 1?", ""))
     write_rows(tmp_path / "astray.jsonl", [FIXED.model_copy(update={"attempt_id": "a"})])
     code, errors = spot_here(*STAGES[stage].split(), *changed)
     assert code == 2 and errors.startswith("error: ") and message in errors and errors.count("\n") == 1, errors
@@ -230,3 +238,45 @@ def test_pairs_do_not_depend_on_the_order_in_which_replies_came(spot_here: SpotH
     pairs = read_rows(tmp_path / "straight", Pair)
     assert [pair.problem_id for pair in pairs] == ["p0", "p1", "p2"]
     assert read_rows(tmp_path / "reversed", Pair) == pairs
+
+
+def test_the_version(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["spot", "--version"])
+    with pytest.raises(SystemExit) as end:
+        cli.app()
+    assert (end.value.code, capfd.readouterr().out) == (0, f"spot {__version__}\n")
+
+
+DOCTORED = {
+    "problems.verifier=maths": "unknown verifier 'maths'",
+    "problems.answer_pattern='('": "answer pattern",
+    "problems.source=bad.jsonl": "bad.jsonl:2: not a JSON object",
+    "problems.source=none.jsonl": "none.jsonl: no such file",
+    "rectify.oracle=nobody": "unknown Oracle 'nobody'",
+    "rectify.oracle=mine:absent": "module 'mine' has no 'absent'",
+    "rectify.oracle=mine:broken": "ZeroDivisionError",
+    "train.objective=bco": "train: unknown loss 'bco'",
+    "train.objective=mine:absent": "module 'mine' has no 'absent'",
+    "evaluate.tasks=[ifeval]": "unknown task 'ifeval'",
+}
+
+
+@pytest.mark.parametrize("override", DOCTORED)
+def test_the_doctor_finds_what_a_run_refuses_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    write_files(tmp_path)
+    (tmp_path / "bad.jsonl").write_text(PROBLEM + "{\n")
+    (tmp_path / "mine.py").write_text("def broken(): return 1 / 0\n")
+    (tmp_path / "c.yaml").write_text(RUN.replace("filter]", "filter, train, evaluate]"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    found = {}
+    for overrides in ([], [override]):
+        config = load_config(Path("c.yaml"), overrides)
+        checks = doctor.checks(config.model_dump(mode="json"), preflight(config, config.run.stages, fetch=False))
+        found[bool(overrides)] = [check for check in checks if check.status == "fail"]
+    assert found[False] == []
+    (check,) = found[True]
+    assert DOCTORED[override] in check.found and check.mend

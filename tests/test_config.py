@@ -28,6 +28,8 @@ def write(tmp_path: Path, text: str) -> Path:
         ("run: {stages: [train, polish]}", r"run.stages.1: .*'elicit'.*\(got 'polish'\)"),
         ("- a", "a config is a mapping of sections"),
         ("a: [", "not valid YAML"),
+        ("", r"c\.yaml: empty config; start from one of those in configs/"),
+        ("# run: {}\n{}", "empty config"),
     ],
 )
 def test_bad_configs_are_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
@@ -79,5 +81,5 @@ def test_every_key_is_read_somewhere() -> None:
 )
 def test_secrets_in_a_config_are_refused_and_never_echoed(tmp_path: Path, override: str) -> None:
     with pytest.raises(UserError, match=override.split("=", maxsplit=1)[0]) as caught:
-        load_config(write(tmp_path, ""), [override])
+        load_config(write(tmp_path, "run: {}"), [override])
     assert "hunter2" not in str(caught.value)

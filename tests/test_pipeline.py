@@ -119,6 +119,7 @@ BAD_INPUT = {
     "missing config": (["run", "nowhere.yaml"], r"nowhere.yaml: cannot read"),
     "missing problems": (["run", "c.yaml", "problems.source=none.jsonl"], "none.jsonl: no such file"),
     "unknown key": (["run", "c.yaml", "train.bta=1"], "did you mean 'beta'?"),
+    "empty config": (["run", "empty.yaml"], "empty.yaml: empty config"),
     "bad row": (["run", "c.yaml", "problems.source=bad.jsonl"], "bad.jsonl:2: "),
     "no such model": (["run", "c.yaml", "student.model=./nowhere"], "./nowhere"),
     "unknown verifier": (["run", "c.yaml", "problems.verifier=maths"], "math"),
@@ -129,6 +130,12 @@ BAD_INPUT = {
         ["run", "c.yaml", "elicit.attempts=wrong.jsonl", "rectify.oracle=import", "rectify.path=fix.jsonl",
          "filter.gamma=0"],
         "no pair is left of 1 accepted corrections (1 over_gamma); raise filter.gamma",
+    ),
+    "no correction accepted": (
+        ["run", "c.yaml", "run.dir=out", "elicit.attempts=wrong.jsonl", "rectify.oracle=import",
+         "rectify.path=wrong.jsonl"],
+        "none of 1 corrections was accepted (same_as_rejected 1; the first is a#0: same_as_rejected, it answers '3'); "
+        "see out/rectifications.jsonl; mend the Oracle (the section rectify), delete out/rectifications.jsonl, and run",
     ),
     "key not set": (
         ["run", "c.yaml", "student.base_url=http://127.0.0.1:9/v1", "student.api_key_env=NO_KEY"], "NO_KEY",
@@ -153,6 +160,7 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(name: str, tmp_path: Path) 
         "problems: {source: p.jsonl}\nelicit: {max_new_tokens: 8}\nrectify: {oracle: scripted}\n"
     )
     (tmp_path / "p.jsonl").write_text(PROBLEM)
+    (tmp_path / "empty.yaml").touch()
     (tmp_path / "bad.jsonl").write_text(PROBLEM + "{\n")
     (tmp_path / "wrong.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n')
     (tmp_path / "right.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{2}"}\n')
@@ -191,7 +199,8 @@ def test_settings_of_stages_to_come_may_change_and_those_of_stages_begun_may_not
     assert refused.returncode == 2 and "rectify.with_answer: True there, False here" in refused.stderr
 
 
-def test_an_interrupt_is_exit_code_3_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_exit_code_3_and_says_so(tmp_path: Path, ending: signal.Signals) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
         command("demo", "run.dir=run", *SMALL),
@@ -202,10 +211,13 @@ def test_an_interrupt_is_exit_code_3_and_says_so(tmp_path: Path) -> None:
     )
     while lines(run / "attempts.jsonl") < 16 and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ending)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 3
     assert errors.endswith("stopped: interrupted; what was done is kept, the same command goes on from there\n")
+    shown = spot("report", "run", cwd=tmp_path)
+    assert shown.returncode == 0 and "\nunfinished: stopped in elicit\n" in shown.stdout, shown.stderr
+    assert "Unfinished: stopped in elicit." in (run / "report.html").read_text()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc")
@@ -253,3 +265,62 @@ def test_bad_rows_can_be_skipped_and_are_recorded(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     dropped = [json.loads(line) for line in (tmp_path / "run/dropped.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["reason"]) for row in dropped] == [("read", "bad_row")]
+
+
+def test_corrections_written_by_hand_are_rows_of_attempts(tmp_path: Path) -> None:
+    """The way the README tells: elicit, correct a copy of the wrong rows, go on."""
+    (tmp_path / "p.jsonl").write_text(PROBLEM)
+    (tmp_path / "wrong.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n')
+    (tmp_path / "c.yaml").write_text("run: {dir: run}\nproblems: {source: p.jsonl}\nelicit: {attempts: wrong.jsonl}\n")
+    assert spot("run", "c.yaml", "run.stages=[elicit]", cwd=tmp_path).returncode == 0
+    mine = (tmp_path / "run/attempts.jsonl").read_text().replace("boxed{3}", "boxed{2}")
+    (tmp_path / "mine.jsonl").write_text(mine)
+    on = ["run.stages=[rectify, filter]", "rectify.oracle=import", "rectify.path=mine.jsonl"]
+    done = spot("run", "c.yaml", *on, cwd=tmp_path)
+    assert done.returncode == 0 and "1 of 1 corrections verified" in done.stdout, done.stderr
+
+
+def test_an_oracle_without_a_good_correction_can_be_mended(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(PROBLEM)
+    (tmp_path / "wrong.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n')
+    (tmp_path / "fix.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{2}"}\n')
+    (tmp_path / "c.yaml").write_text(
+        "run: {dir: run, stages: [elicit, rectify]}\nproblems: {source: p.jsonl}\nelicit: {attempts: wrong.jsonl}\n"
+        "rectify: {oracle: import}\n"
+    )
+    stopped = spot("run", "c.yaml", "rectify.path=wrong.jsonl", cwd=tmp_path)
+    assert stopped.returncode == 2 and "none of 1 corrections was accepted" in stopped.stderr
+    dropped = [json.loads(line) for line in (tmp_path / "run/dropped.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["reason"]) for row in dropped] == [("rectify", "same_as_rejected")]
+    (tmp_path / "run/rectifications.jsonl").unlink()
+    done = spot("run", "c.yaml", "rectify.path=fix.jsonl", cwd=tmp_path)
+    assert done.returncode == 0 and "1 of 1 corrections verified" in done.stdout, done.stderr
+
+
+def test_an_oracle_of_ones_own_that_raises_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(PROBLEM)
+    (tmp_path / "wrong.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n')
+    (tmp_path / "mine.py").write_text(
+        "class Bad:\n    name, mode = 'bad', 'rewrite'\n"
+        "    async def correct(self, failures):\n        raise RuntimeError('my oracle broke')\n        yield\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        "run: {dir: run}\nproblems: {source: p.jsonl}\nelicit: {attempts: wrong.jsonl}\nrectify: {oracle: 'mine:Bad'}\n"
+    )
+    done = spot("run", "c.yaml", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == "failed: oracle 'mine:Bad': RuntimeError: my oracle broke (mine.py:4)\n"
+
+
+def test_questions_that_were_trained_on_are_told(tmp_path: Path) -> None:
+    small = ["problems.count=24", "evaluate.tasks=[seen.jsonl]", *SMALL[1:3], *SMALL[4:6], "train.num_train_epochs=1"]
+    first = spot("demo", "run.dir=run", *small, "run.stages=[elicit, rectify, filter]", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    asked = {problem["id"]: problem for problem in map(json.loads, (tmp_path / "run/problems.jsonl").open())}
+    pairs = read_rows(tmp_path / "run/pairs.jsonl", Pair)
+    seen = [asked[pairs[0].problem_id] | {"id": "other"}, {"id": "new", "prompt": "What is 1 + 1?", "answer": "2"}]
+    (tmp_path / "seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seen))
+    done = spot("demo", "run.dir=run", *small, "run.stages=[train, evaluate, report]", cwd=tmp_path)
+    told = "1 of 2 questions of seen are among the problems trained on (the same prompt); accuracy on these"
+    assert done.returncode == 0 and done.stderr.startswith(f"warning: {told}") and done.stderr.count("\n") == 1
+    assert told in json.loads((tmp_path / "run/summary.json").read_text())["notes"][-1]

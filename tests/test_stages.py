@@ -8,7 +8,7 @@ from transformers.trainer_utils import SchedulerType
 
 from spot.config import TrainSection
 from spot.errors import UserError
-from spot.stages import train_args
+from spot.stages import peft_config, train_args
 
 # Each key of the section: what it is set to, and the argument of the Trainer that must be that.
 TRAIN: dict[str, tuple[Any, str, Any]] = {
@@ -46,7 +46,14 @@ def arguments(tmp_path: Path, **section: Any) -> Any:
     return train_args(TrainSection(**section), 5, tmp_path / "work", tmp_path / "m.jsonl")
 
 
-@pytest.mark.parametrize("key", TrainSection.model_fields)
+def test_the_keys_of_an_adapter_reach_peft() -> None:
+    pytest.importorskip("peft")
+    config = peft_config(TrainSection(lora_r=3, lora_alpha=5, lora_target_modules=["q_proj"]))
+    assert (config.r, config.lora_alpha, config.target_modules) == (3, 5, {"q_proj"})
+    assert peft_config(TrainSection()) is None
+
+
+@pytest.mark.parametrize("key", [key for key in TrainSection.model_fields if not key.startswith("lora_")])
 def test_each_key_of_the_train_section_reaches_the_trainer(tmp_path: Path, key: str) -> None:
     value, argument, expected = TRAIN[key]
     args, default = arguments(tmp_path, **{key: value}), arguments(tmp_path, precision="fp32")

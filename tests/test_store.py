@@ -38,7 +38,7 @@ BAD_ROWS = {
     "wrong type": (GOOD + '{"id": "b", "prompt": "q", "answer": 3}\n', r"p.jsonl:2: field 'answer': .*string"),
     "unknown field": (
         GOOD + '{"id": "b", "prompt": "q", "answer": "3", "extra": 1}\n',
-        r"p.jsonl:2: unknown field 'extra'",
+        r"p.jsonl:2: unknown field 'extra'; put extra data under 'meta'; known here: id, prompt, answer, source, meta",
     ),
     "wrong role": (
         GOOD + '{"id": "b", "prompt": [{"role": "tool", "content": "q"}], "answer": "3"}\n',
@@ -47,6 +47,11 @@ BAD_ROWS = {
     "no messages": (
         GOOD + '{"id": "b", "prompt": [], "answer": "3"}\n',
         r"p.jsonl:2: field 'prompt': needs at least one message",
+    ),
+    "empty prompt": (GOOD + '{"id": "b", "prompt": "", "answer": "3"}\n', r"p.jsonl:2: field 'prompt': is empty"),
+    "blank messages": (
+        GOOD + '{"id": "b", "prompt": [{"role": "user", "content": " \\n"}], "answer": "3"}\n',
+        r"p.jsonl:2: field 'prompt': is empty; write what is asked",
     ),
     "long unknown field": (GOOD + '{"id": "b", "prompt": "q", "answer": "3", "%s": 1}\n' % ("x" * 9999), r"\.\.\.$"),
     "repeated id": (GOOD + "\n" + GOOD, r"p.jsonl:3: id 'a' was already used in line 1"),

@@ -1,17 +1,14 @@
 """The `spot` command: parse, build, call. Heavy imports happen inside the commands, so that `spot --help` is quick."""
 
-import errno
 import os
 import signal
-import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from spot.errors import RunFailed, StoppedEarly, UserError
+from spot import __version__
+from spot.errors import Interrupted, UserError, plain_errors
 
 app = typer.Typer(
     help="Surgical post-training: have a model's own errors corrected with minimal edits, and train on the pairs.",
@@ -51,49 +48,37 @@ Model = Annotated[str, typer.Option("--model", help="A model directory, a hub na
 
 def main() -> None:
     """Run the command line; every error that is the user's to mend is one line and an exit code."""
-    signal.signal(signal.SIGINT, _interrupted)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # the second is how Slurm, Kubernetes and timeout end a command
+        signal.signal(ending, _interrupted)
     # Its retries of a hub that cannot be reached would print a page before our one line.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     with plain_errors():
         app()
 
 
-class Interrupted(BaseException):
-    """Ctrl-C. No `Exception`, so that no library takes it for a failure of its own."""
-
-
 def _interrupted(_: int, __: Any) -> None:
     raise Interrupted
-
-
-@contextmanager
-def plain_errors() -> Generator[None]:
-    """Print how a command failed in one line and leave with its exit code."""
-    try:
-        yield
-    except UserError as error:
-        _leave("error", str(error), 2)
-    except RunFailed as error:
-        _leave("failed", str(error), 1)
-    except StoppedEarly as error:
-        _leave("stopped", str(error), 3)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _leave("error", f"{error.strerror}; free some room and run the same command again, it goes on from there", 2)
-    except Interrupted:
-        _leave("stopped", "interrupted; what was done is kept, the same command goes on from there", 3)
-
-
-def _leave(kind: str, message: str, code: int) -> None:
-    sys.stderr.write(f"{kind}: {' '.join(message.split())}\n")
-    raise SystemExit(code)
 
 
 def _console() -> Any:
     from rich.console import Console
 
     return Console()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 @app.command("run", epilog="Example: spot run config.yaml train.learning_rate=2e-6 run.dir=runs/second")
@@ -295,7 +280,13 @@ def doctor_command(
     from spot.config import load_config
     from spot.doctor import checks, print_checks
 
-    found = checks(load_config(config, overrides or []).model_dump(mode="json") if config else None)
+    if config is None:
+        found = checks()
+    else:
+        from spot.pipeline import preflight
+
+        loaded = load_config(config, overrides or [])
+        found = checks(loaded.model_dump(mode="json"), preflight(loaded, loaded.run.stages, fetch=False))
     print_checks(_console(), found)
     if any(check.status == "fail" for check in found):
         raise typer.Exit(1)

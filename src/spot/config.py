@@ -222,7 +222,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path}: cannot read the config ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    raw = {} if raw is None else raw
+    if raw is None or raw == {}:
+        raise UserError(f"{path}: empty config; start from one of those in configs/")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of sections ({', '.join(RunConfig.model_fields)})")
     for override in overrides:

@@ -5,12 +5,12 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from spot.errors import UserError
+from spot.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,12 +35,17 @@ class Check:
     mend: str = ""
 
 
-def checks(config: Mapping[str, Any] | None = None, timeout: float = 5.0) -> list[Check]:
+def checks(
+    config: Mapping[str, Any] | None = None,
+    preflight: Iterable[tuple[str, Callable[[], object]]] = (),
+    timeout: float = 5.0,
+) -> list[Check]:
     """All findings, those of the model, files and endpoints that `config` (a run's sections by name) uses included.
 
-    Each endpoint is asked for its list of models, for `timeout` seconds at most; nothing that costs is sent.
+    `preflight` is what a run of it tries before it starts (`pipeline.preflight`). Each endpoint is asked for its list
+    of models, for `timeout` seconds at most; nothing that costs is sent.
     """
-    return [
+    found = [
         _python(),
         _package("torch", (2, 11)),
         _device(),
@@ -50,8 +55,10 @@ def checks(config: Mapping[str, Any] | None = None, timeout: float = 5.0) -> lis
         *_student(config or {}),
         *_files(config or {}),
         *_endpoints(config or {}, timeout),
-        *_optional(),
     ]
+    told = {text for check in found if check.status == "fail" for text in (check.name, check.found)}
+    refusals = [check for check in _refusals(preflight) if not told & {check.name, check.found}]
+    return [*found, *refusals, *_optional()]
 
 
 def print_checks(console: "Console", found: list[Check]) -> None:
@@ -163,7 +170,7 @@ def _files(config: Mapping[str, Any]) -> Iterator[Check]:
             yield Check(key, "fail", f"{path}: no such file", f"write it, or set {key}=FILE")
     if "evaluate" in config and not tasks:
         yield Check(
-            "evaluate.tasks", "warn", "none, so the run will measure nothing", "set evaluate.tasks=[heldout.jsonl]"
+            "evaluate.tasks", "warn", "none, so the run will measure nothing", "set 'evaluate.tasks=[heldout.jsonl]'"
         )
 
 
@@ -202,6 +209,15 @@ def _endpoint(name: str, base_url: str, key_env: str | None, timeout: float) -> 
     except openai.APIConnectionError:
         return Check(name, "fail", f"{url} does not answer", "is the server running, and is the URL right?")
     return Check(name, "ok", f"{url} answers{key_note}")
+
+
+def _refusals(preflight: Iterable[tuple[str, Callable[[], object]]]) -> Iterator[Check]:
+    """What `spot run` would stop over at once; its own words name the place and the mend."""
+    for name, step in preflight:
+        try:
+            step()
+        except (UserError, RunFailed) as error:
+            yield Check(name, "fail", str(error), "mend this first; spot run stops here")
 
 
 def _optional() -> Iterator[Check]:

@@ -1,4 +1,9 @@
-"""The three ways a command ends that is not success; `cli` turns each into one line and an exit code."""
+"""The ways a command ends that is not success, each one line and an exit code."""
+
+import errno
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -11,3 +16,31 @@ class RunFailed(Exception):
 
 class StoppedEarly(Exception):
     """Stopped before the end with everything committed; the same command goes on from here. Exit code 3."""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C, or a scheduler's SIGTERM. No `Exception`, so that no library takes it for a failure of its own."""
+
+
+@contextmanager
+def plain_errors() -> Generator[None]:
+    """Print how a command failed in one line and leave with its exit code."""
+    try:
+        yield
+    except UserError as error:
+        _leave("error", str(error), 2)
+    except RunFailed as error:
+        _leave("failed", str(error), 1)
+    except StoppedEarly as error:
+        _leave("stopped", str(error), 3)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _leave("error", f"{error.strerror}; free some room and run the same command again, it goes on from there", 2)
+    except Interrupted:
+        _leave("stopped", "interrupted; what was done is kept, the same command goes on from there", 3)
+
+
+def _leave(kind: str, message: str, code: int) -> None:
+    sys.stderr.write(f"{kind}: {' '.join(message.split())}\n")
+    raise SystemExit(code)

@@ -8,16 +8,19 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from spot import __version__, stages
 from spot.config import NOT_IDENTITY, RunConfig, Stage
 from spot.errors import UserError
+from spot.evaluate.overlap import overlap_note
 from spot.hub import check_model_name, model_path
+from spot.rectify.run import objections
 from spot.schema import Attempt, Dropped, Pair, Problem, Rectification
 from spot.store import RunDirectory, read_dropped, read_rows, write_atomic, write_rows
 from spot.verify.pool import SHARED
@@ -54,6 +57,40 @@ def run(config: RunConfig, console: Console, overwrite: bool = False, command: s
     return directory.path
 
 
+def preflight(
+    config: RunConfig, ahead: Sequence[Stage], fetch: bool = True
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What the stages `ahead` need, by name, and how to try it; each raises `UserError` or `RunFailed` where it fails.
+
+    Without `fetch` a student that is a name on the hub is not looked into, as that takes a network.
+    """
+    run, student, skip = config.run, model_path(config.student.model), config.run.on_bad_row
+    if "train" in ahead:
+        yield "student.enable_thinking", partial(_check_thinking, config)
+    yield "student", partial(check_model_name, student)
+    yield "problems.verifier", partial(stages.open_verifier, config.problems)
+    # A run keeps its questions from the first go on; the lab's need no look.
+    if "elicit" in ahead and config.problems.source != "lab" and not (run.dir / "problems.jsonl").exists():
+        yield "problems.source", partial(stages.load_problems, config.problems, run.seed, skip, [])
+    if "rectify" in ahead:
+        oracle = partial(stages.open_oracle, config.rectify, run.seed, config.problems.world, None, skip, [])
+        yield "rectify.oracle", oracle
+    if "evaluate" in ahead:
+        yield "evaluate.tasks", partial(stages.evaluation_problems, config.evaluate, config.problems, skip, [])
+    # Last, since these load torch.
+    if "train" in ahead:
+        work, metrics = run.dir / "checkpoints", run.dir / "metrics.jsonl"
+        yield "train", partial(stages.train_args, config.train, run.seed, work, metrics)
+        yield "train.lora_r", partial(stages.peft_config, config.train)
+    if ("train" in ahead or "filter" in ahead) and (fetch or Path(student).is_dir()):
+        yield "student", partial(stages.check_student, student, to_train="train" in ahead)
+
+
+def _check_thinking(config: RunConfig) -> None:
+    if config.student.enable_thinking:
+        raise UserError("student.enable_thinking: training on thinking answers is not supported; set it to false")
+
+
 class Pipeline:
     """The stages over one run directory. Each method reads the files of those before it and writes its own."""
 
@@ -65,22 +102,9 @@ class Pipeline:
 
     def check(self) -> None:
         """Open what the stages to come will need, so that a mistake shows before anything is asked or paid for."""
-        config = self.config
-        ahead = [stage for stage in config.run.stages if not self.run.is_complete(stage)]
-        if "train" in ahead and config.student.enable_thinking:
-            raise UserError("student.enable_thinking: training on thinking answers is not supported; set it to false")
-        check_model_name(model_path(config.student.model))
-        stages.open_verifier(config.problems)
-        if "rectify" in ahead:
-            self._oracle([])
-        if "evaluate" in ahead:
-            stages.evaluation_problems(config.evaluate, config.problems, config.run.on_bad_row, [])
-        # Last, since these load torch.
-        if "train" in ahead:
-            stages.train_args(config.train, config.run.seed, self.run / "checkpoints", self.run / "metrics.jsonl")
-            stages.peft_config(config.train)
-        if "train" in ahead or "filter" in ahead:
-            stages.check_student(model_path(config.student.model), to_train="train" in ahead)
+        ahead: list[Stage] = [stage for stage in self.config.run.stages if not self.run.is_complete(stage)]
+        for _, step in preflight(self.config, ahead):
+            step()
 
     def _oracle(self, dropped: list[Dropped]) -> Any:
         config = self.config
@@ -169,7 +193,19 @@ class Pipeline:
             "rectify",
             unused + [Dropped(stage="rectify", id=row.id, reason=row.reason) for row in rows if not row.accepted],
         )
-        return f"{sum(row.accepted for row in rows):,} of {len(rows):,} corrections verified"
+        accepted = sum(row.accepted for row in rows)
+        if not accepted:
+            self._none_accepted(rows)
+        return f"{accepted:,} of {len(rows):,} corrections verified"
+
+    def _none_accepted(self, rows: list[Rectification]) -> NoReturn:
+        """Stop here, where the mend is: nothing that follows can do without a correction."""
+        # Kept, they would be taken for done, and the config that they were made with for settled.
+        made = [str(self.run / name) for name in MADE_WITH["rectify"] if (self.run / name).exists()]
+        raise UserError(
+            f"none of {len(rows):,} corrections was accepted ({objections(rows)}); see {made[-1]}; mend the Oracle "
+            f"(the section rectify), delete {' and '.join(made)}, and run the same command again"
+        )
 
     def filter(self) -> str:
         """Make the pairs."""
@@ -213,6 +249,10 @@ class Pipeline:
             tasks[task] = (read_rows(path, Problem), verifier)
         if not tasks:
             return "no tasks, nothing measured"
+        if (self.run / "pairs.jsonl").exists():
+            pairs = read_rows(self.run / "pairs.jsonl", Pair)
+            for note in filter(None, (overlap_note(task, tasks[task][0], pairs) for task in tasks)):
+                sys.stderr.write(f"warning: {note}\n")
         trained = self._needs("model", "train")
         for side, weights in {"before": None, "after": trained}.items():
             # Both in process, so that nothing but the weights differs.

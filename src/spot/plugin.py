@@ -3,11 +3,13 @@
 import difflib
 import importlib
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spot.errors import UserError
+from spot.errors import RunFailed, StoppedEarly, UserError
 
 
 def load_function(kind: str, name: str) -> Callable[..., Any]:
@@ -25,9 +27,7 @@ def load_function(kind: str, name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise UserError(
-            f"{kind} {name!r}: cannot import {module_name!r}: {type(error).__name__}: {one_line(error)}"
-        ) from error
+        raise UserError(f"{kind} {name!r}: cannot import {module_name!r}: {described(error)}") from error
     function = getattr(module, function_name, None)
     if function is None:
         close = difflib.get_close_matches(function_name, dir(module), n=1)
@@ -38,6 +38,25 @@ def load_function(kind: str, name: str) -> Callable[..., Any]:
     return function
 
 
-def one_line(error: Exception) -> str:
-    """An error's text as one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
+@contextmanager
+def own_code(kind: str, name: str) -> Generator[None]:
+    """Turn what the user's `module:function` raises into one `RunFailed` that names it and the line."""
+    try:
+        yield
+    except (UserError, RunFailed, StoppedEarly):
+        raise  # of ours, which it may well use: one line already
+    except Exception as error:
+        raise RunFailed(f"{kind} {name!r}: {described(error)} ({_place(error, name)})") from error
+
+
+def described(error: Exception) -> str:
+    """An error's type and text as one line; the text is cut to 200 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _place(error: Exception, name: str) -> str:
+    """`file.py:line` where it was raised, or where the user's module called what raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = getattr(sys.modules.get(name.partition(":")[0]), "__file__", None)
+    last = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])
+    return f"{Path(last.filename).name}:{last.lineno}"

@@ -25,13 +25,21 @@ class Message(Row):
     content: str
 
 
-def _not_empty(prompt: str | list[Message]) -> str | list[Message]:
-    if prompt == []:
+def _has_messages(text: str | list[Message]) -> str | list[Message]:
+    if text == []:
         raise PydanticCustomError("no_messages", "needs at least one message")
+    return text
+
+
+def _not_blank(prompt: str | list[Message]) -> str | list[Message]:
+    if not text_of(prompt).strip():
+        raise PydanticCustomError("blank", "is empty; write what is asked, or take the row out")
     return prompt
 
 
-Prompt = Annotated[str | list[Message], AfterValidator(_not_empty)]
+# A side of a pair may be empty (a student may have answered nothing); what is asked may not.
+Completion = Annotated[str | list[Message], AfterValidator(_has_messages)]
+Prompt = Annotated[str | list[Message], AfterValidator(_has_messages), AfterValidator(_not_blank)]
 
 
 class Verdict(Row):
@@ -66,6 +74,7 @@ class Problem(Row):
 
 
 FinishReason = Literal["stop", "length", "error"]
+Mode = Literal["rewrite", "patch", "continue", "import"]
 
 
 class Attempt(Row):
@@ -98,7 +107,7 @@ class Rectification(Row):
     attempt_id: str
     problem_id: str
     oracle: str
-    mode: Literal["rewrite", "patch", "continue", "import"]
+    mode: Mode
     candidate: int
     prompt_version: str | None = None
     ledger_key: str | None = None
@@ -114,8 +123,8 @@ class Pair(Row):
     id: str
     problem_id: str
     prompt: Prompt
-    chosen: Prompt
-    rejected: Prompt
+    chosen: Completion
+    rejected: Completion
     change_ratio: float
     oracle: str
     meta: dict[str, Any] = Field(default_factory=dict)
@@ -140,9 +149,9 @@ def as_dicts(messages: list[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def text_of(answer: Prompt) -> str:
-    """The text of a pair's chosen or rejected side in either format."""
-    return answer if isinstance(answer, str) else "".join(message.content for message in answer)
+def text_of(text: Prompt | Completion) -> str:
+    """The text of a prompt or of a pair's side in either format."""
+    return text if isinstance(text, str) else "".join(message.content for message in text)
 
 
 def derived_seed(seed: int, *parts: Any) -> int:

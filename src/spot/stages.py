@@ -26,7 +26,7 @@ from spot.errors import UserError
 from spot.hub import fingerprint, load_tokenizer, model_path
 from spot.progress import bar
 from spot.schema import Attempt, Counts, Dropped, Pair, Problem, Rectification, Sampling
-from spot.store import Appender, OnBadRow, read_rows, repair, write_rows
+from spot.store import Appender, OnBadRow, read_rows
 from spot.verify.base import Verifier
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from spot.train.run import TrainResult
 
 Needed = TypeVar("Needed")
-
-# Reasons of rectifications that are no judgement of the Oracle's: the request failed.
-NOT_ANSWERED = ("no_reply", "no_correction")
 
 LAB_FAMILIES = ("in_domain", "ood", "instructions")
 
@@ -173,7 +170,7 @@ def open_oracle(
         raise UserError(
             f"rectify.oracle: unknown Oracle {section.oracle!r}; known: scripted, model, import, module:function"
         )
-    from spot.rectify.run import load_oracle
+    from spot.rectify.own import load_oracle
 
     return load_oracle(section.oracle)
 
@@ -197,6 +194,7 @@ def rectify(
     from spot.rectify.base import Failure
     from spot.rectify.imported import ImportedOracle
     from spot.rectify.run import rectify as run_rectify
+    from spot.rectify.run import stored
 
     problem_of = {problem.id: problem for problem in problems}
     missing = next((attempt for attempt in attempts if attempt.problem_id not in problem_of), None)
@@ -211,7 +209,7 @@ def rectify(
         raise UserError(f"no wrong attempts to learn from ({found}); ask more or harder problems")
     if isinstance(oracle, ImportedOracle):
         dropped += oracle.unused(attempts)
-    rows = _stored_rectifications(output, {failure.attempt.id for failure in failures}, oracle)
+    rows = stored(output, {failure.attempt.id for failure in failures}, oracle)
     done = {row.attempt_id for row in rows}
     tally = Counter("accepted" if row.accepted else row.reason for row in rows)
     with bar(console, "rectify") as progress, Appender(output) as appender:
@@ -224,24 +222,6 @@ def rectify(
         asyncio.run(run_rectify(failures, oracle, verifier, appender, done=done, on_progress=show))
     order = {failure.attempt.id: i for i, failure in enumerate(failures)}
     return sorted(rows, key=lambda row: (order[row.attempt_id], row.candidate))
-
-
-def _stored_rectifications(output: Path, attempt_ids: set[str], oracle: "Oracle") -> list[Rectification]:
-    """What `output` holds already. Failures that got no reply are taken out of it: they are asked again."""
-    if output.suffix == ".parquet":
-        raise UserError(f"{output}: corrections are appended as they come, which Parquet cannot do; name a .jsonl file")
-    if not output.exists():
-        return []
-    repair(output)
-    rows = read_rows(output, Rectification)
-    for row in rows:
-        if row.attempt_id not in attempt_ids or row.oracle != oracle.name:
-            what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r}, which is not asked for here"
-            raise UserError(f"{output}: row {row.id!r} {what}; name another file, or delete this one to start over")
-    answered = [row for row in rows if row.reason not in NOT_ANSWERED]
-    if len(answered) < len(rows):
-        write_rows(output, answered)
-    return answered
 
 
 def make_pairs(
@@ -270,11 +250,13 @@ def make_pairs(
     )
     filtered = run_filter(problems, attempts, ordered, load_encoder(student), section.gamma, section.max_pairs)
     if not filtered.pairs:
-        reasons = Counter(row.reason for row in filtered.dropped)
+        from spot.rectify.run import objections
+
         accepted = sum(row.accepted for row in rectifications)
-        why = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "no correction was accepted"
+        why = ", ".join(f"{n} {reason}" for reason, n in Counter(row.reason for row in filtered.dropped).items())
+        mend = "raise filter.gamma or correct more" if accepted else "mend the Oracle and rectify again"
         raise UserError(
-            f"no pair is left of {accepted} accepted corrections ({why}); raise filter.gamma or correct more"
+            f"no pair is left of {accepted} accepted corrections ({why or objections(rectifications)}); {mend}"
         )
     return filtered
 

@@ -145,7 +145,14 @@ def read_rows(
     With `on_bad_row="skip"` a bad row goes to `dropped`; otherwise the first one raises `UserError` naming file and
     line.
     """
-    rows: list[RowType] = []
+    return [row for _, row in numbered_rows(path, kind, on_bad_row, dropped)]
+
+
+def numbered_rows(
+    path: Path, kind: type[RowType], on_bad_row: OnBadRow = "error", dropped: list[Dropped] | None = None
+) -> list[tuple[int, RowType]]:
+    """`read_rows`, each with its line in the file (blank lines count), or its row in a table."""
+    rows: list[tuple[int, RowType]] = []
     seen: dict[str, int] = {}
     for number, row in _parsed(path, kind, on_bad_row, dropped):
         identity: str | None = getattr(row, "id", None)
@@ -155,7 +162,7 @@ def read_rows(
             continue
         if identity is not None:
             seen[identity] = number
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 
@@ -169,7 +176,7 @@ def _parsed(
         try:
             yield number, kind.model_validate_json(_decoded(raw))
         except (ValueError, ValidationError) as error:
-            _bad_row(f"{path}:{number}: {_one_line(error)}", f"line {number}", on_bad_row, dropped)
+            _bad_row(f"{path}:{number}: {_one_line(error, kind)}", f"line {number}", on_bad_row, dropped)
 
 
 def _jsonl_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
@@ -215,16 +222,17 @@ def _decoded(raw: bytes | None) -> str:
         raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line); convert the file to UTF-8") from None
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception, kind: type[Row]) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     errors = error.errors(include_url=False)
     # Where a field may be text or messages, each is tried; what got furthest knows what is wrong.
     first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
     where = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[Message]"))
+    extra = "put extra data under 'meta'; " if "meta" in kind.model_fields else ""
     return {
         "missing": f"the field {where!r} is missing",
-        "extra_forbidden": f"unknown field {where!r}; put extra data under 'meta'",
+        "extra_forbidden": f"unknown field {where!r}; {extra}known here: {', '.join(kind.model_fields)}",
         "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ').replace('line 1 ', '')})",
     }.get(first["type"], f"field {where!r}: {first['msg'][0].lower()}{first['msg'][1:]}" if where else first["msg"])
 

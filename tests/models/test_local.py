@@ -326,6 +326,19 @@ def test_the_context_caps_the_answer_and_refuses_a_prompt_that_fills_it(exact: L
     assert [[reply.id for reply in group] for group in refused_again] == [[str(over)]]
 
 
+def test_a_prompt_that_is_too_long_is_told_by_its_reply_alone(
+    exact: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *texts: said.append(texts[0]))
+    monkeypatch.setattr(exact, "_tokenizer", tokenizer := plain_tokenizer(exact))
+    tokenizer.model_max_length = CONTEXT
+    replies(exact, [request("over", *["w1"] * CONTEXT)])
+    assert said == []
+    tokenizer(["w1 " * 2 * CONTEXT])
+    assert said  # what it would have said
+
+
 def plain_tokenizer(model: LocalModel) -> Any:
     return AutoTokenizer.from_pretrained(model.name)
 

@@ -33,9 +33,28 @@ def test_attempt_goes_before_problem_and_the_missing_are_told(make_failure: Make
     assert [(c.text, c.reason) for c in group] == [("by attempt", ""), ("by problem", ""), (None, "not_in_file")]
 
 
+def test_rows_of_attempts_are_corrections_of_these_attempts(make_failure: MakeFailure, tmp_path: Path) -> None:
+    failures = [make_failure(number) for number in range(2)]
+    rows = [failure.attempt.model_copy(update={"response": f"fixed {i}"}) for i, failure in enumerate(failures)]
+    oracle = ImportedOracle(write(tmp_path / "c.jsonl", *(row.model_dump(mode="json") for row in rows)))
+
+    async def run() -> list[list[Correction]]:
+        return [group async for group in oracle.correct(failures)]
+
+    (group,) = asyncio.run(run())
+    assert [(c.attempt_id, c.text) for c in group] == [("p0#0", "fixed 0"), ("p1#0", "fixed 1")]
+    assert oracle.unused([failure.attempt for failure in failures]) == []
+
+
 @pytest.mark.parametrize(
     ("row", "told"),
     [
+        (
+            {"id": "a", "response": "x", "text": "y"},
+            r"c\.jsonl:2: unknown field 'text'; .*attempt_id, problem_id, resp",
+        ),
+        ({"id": "a", "problem_id": "p"}, r"c\.jsonl:2: the field 'response' is missing"),
+        ({"id": "b", "attempt_id": "a", "response": "x"}, r"c\.jsonl:2: unknown field 'id'"),
         ({"response": "x"}, r"c\.jsonl:2: needs either 'attempt_id' or 'problem_id'"),
         ({"attempt_id": "a", "problem_id": "p", "response": "x"}, r"c\.jsonl:2: needs either"),
         ({"attempt_id": "a"}, r"c\.jsonl:2: the field 'response' is missing"),

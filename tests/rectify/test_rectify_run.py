@@ -8,7 +8,7 @@ from tests.rectify.conftest import MakeFailure
 
 from spot.errors import UserError
 from spot.rectify.base import Correction, Failure, Oracle
-from spot.rectify.run import load_oracle, rectify
+from spot.rectify.run import objections, rectify
 from spot.schema import Problem, Rectification, Verdict
 from spot.store import Appender, read_rows
 
@@ -105,31 +105,11 @@ def test_an_oracle_that_miscounts_is_stopped(
     assert not (tmp_path / "r.jsonl").exists()
 
 
-MODULE = """
-class Mine:
-    name, mode = "mine", "rewrite"
-    async def correct(self, failures):
-        yield []
-def make(): return Mine()
-def wrong(): return 3
-def picky(needed): return Mine()
-number = 3
-"""
-
-
-def test_a_users_oracle_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "spot_test_my_oracles.py").write_text(MODULE)
-    (tmp_path / "spot_test_broken_oracle.py").write_text("1 / 0")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert load_oracle("spot_test_my_oracles:make").name == "mine"
-    for spec, told in {
-        "nocolon": "must be written module:function",
-        "spot_test_absent:make": "cannot import",
-        "spot_test_my_oracles:absent": "has no 'absent'",
-        "spot_test_my_oracles:number": "not a function",
-        "spot_test_my_oracles:wrong": "has no 'name'",
-        "spot_test_my_oracles:picky": "needed",
-        "spot_test_broken_oracle:make": "ZeroDivisionError",
-    }.items():
-        with pytest.raises(UserError, match=told):
-            load_oracle(spec)
+def test_why_nothing_was_accepted_in_a_few_words(tmp_path: Path, make_failure: MakeFailure) -> None:
+    texts = {"p0": "it is 4", "p1": None, "p2": "it is 6", "p3": None}
+    oracle = TableOracle(lambda failure: Correction(failure.attempt.id, texts[failure.problem.id]))
+    rows = run(tmp_path / "r.jsonl", [make_failure(number) for number in range(4)], oracle)
+    assert objections(rows) == "empty 2, does_not_verify 1; the first is p1#0: empty"
+    wrong = rows[2].model_copy(update={"verdict": Verdict(correct=False, answer="6")})
+    assert objections([wrong]) == "does_not_verify 1; the first is p2#0: does_not_verify, it answers '6'"
+    assert objections(rows[:1]) == "no corrections"

@@ -57,6 +57,13 @@ def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_a_run_that_stopped_is_called_unfinished(new_run: NewRun) -> None:
+    run = new_run()
+    assert "Unfinished" not in page_of(run).text
+    rewrite(run / "summary.json", unfinished="stopped in train")
+    assert "Unfinished: stopped in train." in page_of(run).text
+
+
 def test_the_page_holds_every_part_in_order(new_run: NewRun) -> None:
     run = new_run(questions=120)
     page = page_of(run, "spot run demo.yaml run.seed=7")

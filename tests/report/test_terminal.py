@@ -63,6 +63,12 @@ def test_readings_need_intervals_without_zero(summary: Summary) -> None:
     assert "Rose: none. Fell: a. No change shown: none." in text
 
 
+def test_a_run_that_stopped_is_called_unfinished(summary: Summary) -> None:
+    stopped = printed(summary.model_copy(update={"unfinished": "stopped in train"}))
+    assert stopped.splitlines()[1] == "unfinished: stopped in train"
+    assert "unfinished" not in printed(summary)
+
+
 def test_no_evaluation_is_said(summary: Summary) -> None:
     assert "Nothing was evaluated" in printed(summary.model_copy(update={"evaluation": {}}))
 

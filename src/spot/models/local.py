@@ -140,7 +140,8 @@ class LocalModel:
             if request.messages not in rendered:
                 rendered[request.messages] = self._render(request.messages)
         texts = list(dict.fromkeys(text for text in rendered.values() if isinstance(text, str)))
-        encoded = self._tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        # Not verbose: its warning of a prompt that is too long comes before our line about it, and says less.
+        encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         ids_of: dict[str, list[int]] = dict(zip(texts, encoded, strict=True))
 
         prompts: list[_Prompt] = []

@@ -2,9 +2,9 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from spot.schema import Attempt, Problem
+from spot.schema import Attempt, Mode, Problem
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Oracle(Protocol):
     name: str
 
     @property
-    def mode(self) -> Literal["rewrite", "patch", "continue", "import"]:
+    def mode(self) -> Mode:
         """How it corrects; a plain class attribute will do."""
         ...
 

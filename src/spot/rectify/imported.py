@@ -3,19 +3,22 @@
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from spot.errors import UserError
 from spot.rectify.base import Correction, Failure
-from spot.schema import Attempt, Dropped, Row
+from spot.schema import Attempt, Dropped, Mode, Row
 from spot.store import OnBadRow, read_rows
 
 
 class ImportedCorrection(Row):
-    """One line of the file: a correction of one attempt, or of every wrong attempt at one problem."""
+    """One line of the file: a correction of one attempt, or of every wrong attempt at one problem.
+
+    A row of `attempts.jsonl` whose response was corrected by hand is one too: its `id` is the attempt's.
+    """
 
     attempt_id: str | None = None
     problem_id: str | None = None
@@ -26,6 +29,15 @@ class ImportedCorrection(Row):
     def id(self) -> str:
         """What it corrects; two rows for one target are refused like any repeated id."""
         return f"attempt {self.attempt_id}" if self.attempt_id is not None else f"problem {self.problem_id}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_attempt(cls, row: Any) -> Any:
+        if not isinstance(row, dict) or "id" not in row or "attempt_id" in row:
+            return row
+        # What else the row says (its verdict, its tokens) is of the answer as it was before it was corrected.
+        others = {key: value for key, value in row.items() if key not in Attempt.model_fields or key == "response"}
+        return others | {"attempt_id": row["id"]}
 
     @model_validator(mode="after")
     def _one_target(self) -> "ImportedCorrection":
@@ -41,7 +53,7 @@ class ImportedOracle:
     reason `not_in_file`. Raises `UserError`, naming file and line, for bad rows and for two rows with one target.
     """
 
-    mode: Literal["rewrite", "patch", "continue", "import"] = "import"
+    mode: Mode = "import"
 
     def __init__(
         self, path: Path, name: str = "import", on_bad_row: OnBadRow = "error", dropped: list[Dropped] | None = None

@@ -9,13 +9,13 @@ import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from spot.models.base import Model, Reply, Request
 from spot.rectify.base import Correction, Failure
 from spot.rectify.parse import Markers, extract_block, meta_phrase
 from spot.rectify.prompting import load_prompt, problem_text
-from spot.schema import FinishReason, Message, Row, Sampling, as_dicts, derived_seed
+from spot.schema import FinishReason, Message, Mode, Row, Sampling, as_dicts, derived_seed
 from spot.store import Appender, read_rows
 
 
@@ -48,7 +48,7 @@ class ModelOracle:
     Raises `UserError` for a prompt that does not exist or does not render.
     """
 
-    mode: Literal["rewrite", "patch", "continue", "import"] = "rewrite"
+    mode: Mode = "rewrite"
 
     def __init__(
         self,

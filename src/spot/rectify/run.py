@@ -1,16 +1,37 @@
 """Failures in, judged corrections out: every one is verified, whatever its Oracle claims, and every one is recorded."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, cast
+from pathlib import Path
 
 from spot.errors import UserError
-from spot.plugin import load_function
 from spot.rectify.base import Correction, Failure, Oracle
 from spot.schema import Rectification, Verdict
-from spot.store import Appender
+from spot.store import Appender, read_rows, repair, write_rows
 from spot.verify.base import Verifier
 
 OnProgress = Callable[[Sequence[Rectification]], None]
+
+# Reasons of rectifications that are no judgement of the Oracle's: the request failed.
+NOT_ANSWERED = ("no_reply", "no_correction")
+
+
+def stored(output: Path, attempt_ids: Collection[str], oracle: Oracle) -> list[Rectification]:
+    """What `output` holds already. Failures that got no reply are taken out of it: they are asked again."""
+    if output.suffix == ".parquet":
+        raise UserError(f"{output}: corrections are appended as they come, which Parquet cannot do; name a .jsonl file")
+    if not output.exists():
+        return []
+    repair(output)
+    rows = read_rows(output, Rectification)
+    for row in rows:
+        if row.attempt_id not in attempt_ids or row.oracle != oracle.name:
+            what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r}, which is not asked for here"
+            raise UserError(f"{output}: row {row.id!r} {what}; name another file, or delete this one to start over")
+    answered = [row for row in rows if row.reason not in NOT_ANSWERED]
+    if len(answered) < len(rows):
+        write_rows(output, answered)
+    return answered
 
 
 async def rectify(
@@ -93,20 +114,13 @@ def _objection(text: str, rejected: str, verdict: Verdict) -> str:
     return "" if verdict.correct else "does_not_verify"
 
 
-def load_oracle(spec: str, **arguments: Any) -> Oracle:
-    """The Oracle that the user's `module:function` makes, called with `arguments`.
-
-    The working directory is searched too. Raises `UserError` where the name leads nowhere or to something that is no
-    Oracle (`name`, `mode` and `correct`, see `spot.rectify.base`).
-    """
-    factory = load_function("oracle", spec)
-    try:
-        oracle: Any = factory(**arguments)
-    except TypeError as error:
-        raise UserError(f"oracle {spec!r}: calling it failed ({error})") from error
-    for attribute in ("name", "mode", "correct"):
-        if not hasattr(oracle, attribute):
-            raise UserError(
-                f"oracle {spec!r}: what it returned is no Oracle, it has no {attribute!r}; see docs/extending.md"
-            )
-    return cast(Oracle, oracle)
+def objections(rows: Sequence[Rectification]) -> str:
+    """Why those of `rows` that were not accepted were not, in a few words: counts by reason, and the first of them."""
+    refused = [row for row in rows if not row.accepted]
+    if not refused:
+        return "no corrections"
+    reasons = Counter(row.reason for row in refused)
+    first = refused[0]
+    answer = "" if first.verdict.answer is None else f", it answers {first.verdict.answer[:60]!r}"
+    counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    return f"{counts}; the first is {first.attempt_id}: {first.reason}{answer}"

@@ -3,8 +3,10 @@
 import json
 from collections import Counter
 from dataclasses import asdict
+from typing import Any
 
 from spot.config import RunConfig
+from spot.evaluate.overlap import overlap_note
 from spot.evaluate.statistics import compare, score
 from spot.report.summary import (
     Accuracy,
@@ -28,7 +30,7 @@ def collect(run: RunDirectory, config: RunConfig) -> Summary:
     ratios = run / "change_ratios.json"
     stages = {stage: facts for stage, facts in manifest["stages"].items() if stage != "report"}
     resumed = [stage for stage, goes in manifest.get("goes", {}).items() if goes > 1 and stage in stages]
-    notes = list(config.report.notes)
+    notes = [*config.report.notes, *_overlap(run)]
     if resumed:
         notes.append(
             f"Resumed after a stop: {', '.join(resumed)}; their seconds and memory are those of the last go only."
@@ -53,7 +55,23 @@ def collect(run: RunDirectory, config: RunConfig) -> Summary:
         versions=manifest.get("versions", {}),
         settings=config.model_dump(mode="json"),
         notes=notes,
+        unfinished=_unfinished(manifest, config),
     )
+
+
+def _unfinished(manifest: dict[str, Any], config: RunConfig) -> str:
+    """Where the run stopped, if stages that the config asks for have not finished."""
+    missing = [stage for stage in config.run.stages if stage not in (*manifest["stages"], "report")]
+    if not missing:
+        return ""
+    return f"stopped {'in' if missing[0] in manifest.get('goes', {}) else 'before'} {missing[0]}"
+
+
+def _overlap(run: RunDirectory) -> list[str]:
+    """Notes on questions of the evaluation that were trained on."""
+    pairs = read_rows(run / "pairs.jsonl", Pair) if (run / "pairs.jsonl").exists() else []
+    files = sorted((run / "eval").glob("problems/*.jsonl")) if pairs else []
+    return list(filter(None, (overlap_note(file.stem, read_rows(file, Problem), pairs) for file in files)))
 
 
 def _rows(run: RunDirectory, name: str, kind: type[Row]) -> list[Row]:
@@ -87,6 +105,8 @@ def _evaluation(run: RunDirectory) -> dict[str, TaskResult]:
         if not all(path.exists() for path in paths):
             continue
         before, after = (read_rows(path, Attempt) for path in paths)
+        if {row.problem_id for row in before} != {row.problem_id for row in after}:
+            continue  # stopped while this task was being answered
         slice_of = {
             problem.id: str(problem.meta["slice"])
             for problem in read_rows(questions, Problem)

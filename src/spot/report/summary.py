@@ -90,7 +90,10 @@ class Training(Part):
 
 
 class Summary(Part):
-    """All that a report shows of a run, as `summary.json` holds it. `notes` are what a reader must know."""
+    """All that a report shows of a run, as `summary.json` holds it. `notes` are what a reader must know.
+
+    `unfinished` says where a run stopped whose stages have not all finished; it is empty for a whole run.
+    """
 
     name: str
     student: str
@@ -105,6 +108,7 @@ class Summary(Part):
     versions: dict[str, str] = {}
     settings: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
+    unfinished: str = ""
 
 
 def read_summary(path: Path) -> Summary:

@@ -19,6 +19,8 @@ def print_summary(summary: Summary, console: Console, report: Path | None = None
     """Print results, counts, times and notes; the last line says where the `report` is."""
     printer = _Printer(console)
     printer.line(f"{summary.name}: {summary.student}, corrected by {summary.oracle}, {summary.objective}", "bold")
+    if summary.unfinished:
+        printer.line(f"unfinished: {summary.unfinished}", "bold red")
     if summary.evaluation:
         console.print(printer.results(summary))
         printer.line(_readings(summary))

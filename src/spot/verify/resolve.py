@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from spot.errors import RunFailed, UserError
-from spot.plugin import load_function, one_line
+from spot.plugin import described, load_function
 from spot.schema import Problem, Verdict
 from spot.verify.base import Verifier
 from spot.verify.boxed import compile_pattern
@@ -54,8 +54,7 @@ def _checked(name: str, function: Callable[..., Any]) -> Verifier:
         try:
             verdict = function(response, problem)
         except Exception as error:
-            reason = encodable(f"verifier raised {type(error).__name__}: {one_line(error)}")
-            return Verdict(correct=None, reason=reason)
+            return Verdict(correct=None, reason=encodable(f"verifier raised {described(error)}"))
         if not isinstance(verdict, Verdict):
             raise RunFailed(f"verifier {name!r} returned {type(verdict).__name__}, not a spot.schema.Verdict")
         return verdict

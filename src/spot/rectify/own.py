@@ -1,0 +1,59 @@
+"""The user's own Oracle by name: found, checked, and wrapped so that its failures are one line."""
+
+import inspect
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, get_args
+
+from spot.errors import RunFailed, UserError
+from spot.plugin import load_function, own_code
+from spot.rectify.base import Correction, Failure, Oracle
+from spot.schema import Mode
+
+SEE = "see docs/extending.md"
+
+
+def load_oracle(spec: str, **arguments: Any) -> Oracle:
+    """The Oracle that the user's `module:function` makes, called with `arguments`.
+
+    The working directory is searched too. Raises `UserError` where the name leads nowhere or to something that is no
+    Oracle (`name`, `mode` and `correct`, see `spot.rectify.base`), `RunFailed` where the function raises. The Oracle's
+    own errors become `RunFailed`s that name `spec`, the file and the line.
+    """
+    factory = load_function("oracle", spec)
+    with own_code("oracle", spec):
+        try:
+            inspect.signature(factory).bind(**arguments)
+        except TypeError as error:
+            raise UserError(f"oracle {spec!r}: calling it failed ({error})") from error
+        oracle: Any = factory(**arguments)
+    for attribute in ("name", "mode", "correct"):
+        if not hasattr(oracle, attribute):
+            raise UserError(f"oracle {spec!r}: what it returned is no Oracle, it has no {attribute!r}; {SEE}")
+    if oracle.mode not in get_args(Mode):
+        raise UserError(f"oracle {spec!r}: its mode is {oracle.mode!r}; it must be one of {', '.join(get_args(Mode))}")
+    return _Own(spec, oracle)
+
+
+class _Own:
+    """The user's Oracle; implements `spot.rectify.base.Oracle`."""
+
+    def __init__(self, spec: str, oracle: Any) -> None:
+        self.name: str = oracle.name
+        self.mode: Mode = oracle.mode
+        self._spec = spec
+        self._oracle = oracle
+
+    async def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
+        """The Oracle's groups as they come. Raises `RunFailed` where it raises or yields something else."""
+        with own_code("oracle", self._spec):
+            groups = self._oracle.correct(failures)
+            if not hasattr(groups, "__aiter__"):
+                if inspect.iscoroutine(groups):
+                    groups.close()  # else Python complains that it was never awaited
+                what = f"correct returned {type(groups).__name__}"
+                raise RunFailed(f"oracle {self._spec!r}: {what}; make it `async def` with `yield` ({SEE})")
+            async for group in groups:
+                if not isinstance(group, list | tuple) or not all(isinstance(one, Correction) for one in group):
+                    what = f"correct yielded {type(group).__name__}"
+                    raise RunFailed(f"oracle {self._spec!r}: {what}, not a list of corrections; {SEE}")
+                yield list(group)
