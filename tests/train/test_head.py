@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,8 +76,8 @@ def test_no_logits_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
 
     product, largest = module._product, [0]  # pyright: ignore[reportPrivateUsage]
 
-    def seen(left: Tensor, right: Tensor, buffer: Tensor | None) -> Tensor:
-        result = product(left, right, buffer)
+    def seen(*given: Any) -> Tensor:
+        result = product(*given)
         largest[0] = max(largest[0], result.numel())
         return result
 

@@ -14,6 +14,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+from spot.train.products import multiplied
 from spot.train.row import PackedRow, Stretch
 
 SPOT_SHARED = "spot_shared"
@@ -50,13 +51,17 @@ def attend(
     if asked or dropout or not getattr(module, "is_causal", True):
         raise UnsupportedAttention(", ".join(asked) or ("dropout" if dropout else "attention that is not causal"))
     packed_row.num_calls += 1
-    # Under autocast SDPA would do this itself, but not where a causal bias stands between.
-    query, key = query.to(value.dtype), key.to(value.dtype)
+    # Under autocast SDPA would bring them to one type itself, but not where a causal bias stands between.
+    dtype = value.dtype
+    query, key, value = (multiplied(states.to(dtype)) for states in (query, key, value))
     # Tokens first: a cut is then a view, and what comes out is in the order that transformers wants.
     sizes = [stretch.length for stretch in packed_row.stretches]
     cut = (states[0].transpose(0, 1).split(sizes) for states in (query, key, value))
-    out = [_branched(stretch, q, k, v, scaling) for stretch, q, k, v in zip(packed_row.stretches, *cut, strict=True)]
-    return torch.cat(out)[None], None
+    with torch.autocast(query.device.type, enabled=False):
+        out = [
+            _branched(stretch, q, k, v, scaling) for stretch, q, k, v in zip(packed_row.stretches, *cut, strict=True)
+        ]
+    return torch.cat(out)[None].to(dtype), None
 
 
 def _branched(stretch: Stretch, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:

@@ -9,6 +9,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from spot.objectives import ShiftKind
 from spot.train.objective import OBJECTIVES, Objective
+from spot.train.products import HAS_MATRIX_UNITS
 
 NOT_HERE = {
     "logging_nan_inf_filter": "would hide a loss that is not finite",
@@ -40,7 +41,10 @@ class SpotConfig(TrainingArguments):
     lr_scheduler_type: str = _help("cosine", "The learning rate's schedule.")
     warmup_steps: float = _help(0.05, "Steps of warm-up; below 1, their share of all steps.")
     logging_steps: float = _help(1, "Log every so many steps, means over them.")
-    bf16: bool = _help(True, "Products in bf16 by autocast (weights, sums and losses stay fp32); false for fp32.")
+    bf16: bool | None = _help(
+        None,
+        "Products in bf16 (weights, sums and losses stay fp32); unless set, true but on a CPU that is faster in fp32.",
+    )
     hub_strategy: str = _help("end", "Must be end: checkpoints hold fp32 masters and are not uploaded.")
     logging_nan_inf_filter: bool = _help(False, "Must stay off: a loss that is not finite stops the run.")
     save_steps: float = _help(0.25, "A checkpoint every so many steps; below 1, a share of all steps.")
@@ -72,6 +76,8 @@ class SpotConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
+        if self.bf16 is None:
+            self.bf16 = torch.accelerator.is_available() or HAS_MATRIX_UNITS
         if self.bf16 and not torch.accelerator.is_available():
             # Autocast to bf16 works on any CPU; transformers wants it to be said.
             self.use_cpu = True

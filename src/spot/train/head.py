@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from spot.train.products import multiplied
+
 Tile = tuple[int, int]
 """How many tokens by how many entries of the vocabulary are computed at once."""
 
@@ -92,7 +94,7 @@ class _TokenLogps(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             signed = states * sign.to(states.dtype)
             for part, block, matrix, buffer in _tiles(len(states), weight, ctx.dtype, ctx.tile):
-                scaled = _product(states[part], matrix.T, buffer).add_(shift[part]).exp_().to(states.dtype)
+                scaled = _product(states[part], matrix.T, buffer, shift[part]).exp_().to(states.dtype)
                 _subtract_product(grad_hidden[part], scaled, matrix)
                 if grad_weight is not None:
                     _subtract_product(grad_weight[block], scaled.T, signed[part])
@@ -123,24 +125,16 @@ def _sums(dtype: torch.dtype) -> torch.dtype:
 
 
 def _operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor` in `dtype`, on a CPU afterwards in a type whose products are exact there.
-
-    A CPU's product of bf16 gives bf16, and without matrix units it is slower than one of fp32.
-    """
-    rounded = tensor.to(dtype)
-    return rounded.to(_sums(dtype)) if tensor.device.type == "cpu" and not HAS_MATRIX_UNITS else rounded
+    """`tensor` in `dtype`, then in the type that it is best multiplied in."""
+    return multiplied(tensor.to(dtype))
 
 
-HAS_MATRIX_UNITS: bool = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-
-
-def _product(left: Tensor, right: Tensor, buffer: Tensor | None) -> Tensor:
-    """`left @ right` in fp32 at least; where half precision can be multiplied into fp32, nothing is rounded."""
-    if buffer is not None and buffer.dtype == left.dtype:
-        return torch.mm(left, right, out=buffer)
-    if buffer is not None:
-        return buffer.copy_(left @ right)
-    return torch.mm(left, right) if left.dtype == _sums(left.dtype) else torch.mm(left, right, out_dtype=torch.float32)
+def _product(left: Tensor, right: Tensor, buffer: Tensor | None, plus: Tensor | None = None) -> Tensor:
+    """`left @ right + plus` in fp32 at least; where half precision can be multiplied into fp32, nothing is rounded."""
+    if left.dtype == _sums(left.dtype):
+        return torch.mm(left, right, out=buffer) if plus is None else torch.addmm(plus, left, right, out=buffer)
+    out = torch.mm(left, right, out_dtype=torch.float32) if buffer is None else buffer.copy_(left @ right)
+    return out if plus is None else out.add_(plus)
 
 
 def _subtract_product(total: Tensor, left: Tensor, right: Tensor) -> None:
