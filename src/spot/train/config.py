@@ -41,7 +41,7 @@ class SpotConfig(TrainingArguments):
     lr_scheduler_type: str = _help("cosine", "The learning rate's schedule.")
     warmup_steps: float = _help(0.05, "Steps of warm-up; below 1, their share of all steps.")
     logging_steps: float = _help(1, "Log every so many steps, means over them.")
-    bf16: bool | None = _help(
+    bf16: bool | None = _help(  # pyright: ignore[reportIncompatibleVariableOverride]
         None,
         "Products in bf16 (weights, sums and losses stay fp32); unless set, true but on a CPU that is faster in fp32.",
     )

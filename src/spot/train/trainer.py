@@ -218,7 +218,7 @@ class SpotTrainer(Trainer):
     @property
     def _scorer(self) -> Scorer:
         model: Any = self.model_wrapped
-        return Scorer(model, self.not_shared is None, self.args.bf16)
+        return Scorer(model, self.not_shared is None, bool(self.args.bf16))
 
     @property
     def _ranks(self) -> Ranks:
