@@ -136,7 +136,7 @@ def compare(name: str, spot: Setting, repeats: int) -> Result:
         "trl_lean": lean,
         "stages": profiled["stages"],
         "floor_seconds": {stage: value / median(rates) for stage, value in flops.items()},
-        "same_tokens": ours[0]["tokens"] == theirs[0]["tokens"],
+        "same_tokens": ours[0]["ids"] == theirs[0]["ids"],
     }
 
 

@@ -6,6 +6,7 @@ A process of its own is the only honest way to read a peak. It is read above wha
 imported and the model is made, and absolutely.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -89,7 +90,8 @@ def measure(setting: Setting, scratch: str) -> dict[str, Any]:
         "losses": [row["loss"] for row in logged],
         "gradient_norms": [float(row["grad_norm"]) for row in logged],
         "stages": getattr(trainer, "stage_seconds", None),
-        "tokens": lengths(trainer, setting.trainer),
+        "tokens": lengths(token_ids(trainer, setting.trainer)),
+        "ids": hashlib.sha256(json.dumps(token_ids(trainer, setting.trainer)).encode()).hexdigest(),
     }
 
 
@@ -184,13 +186,15 @@ def _trl(setting: Setting, scratch: str) -> Any:
     return prepare
 
 
-def lengths(trainer: Any, name: str) -> list[list[int]]:
+def token_ids(trainer: Any, name: str) -> list[list[list[int]]]:
+    """Of each pair: prompt, chosen, rejected."""
+    if name == "spot":
+        return [[list(pair.prompt_ids), list(pair.chosen_ids), list(pair.rejected_ids)] for pair in trainer.pairs]
+    return [[row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]] for row in trainer.train_dataset]
+
+
+def lengths(ids: list[list[list[int]]]) -> list[list[int]]:
     """Of each pair: tokens of prompt, chosen, rejected, and of the answers' common beginning."""
-    ids = (
-        [(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in trainer.pairs]
-        if name == "spot"
-        else [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in trainer.train_dataset]
-    )
     found: list[list[int]] = []
     for prompt, chosen, rejected in ids:
         both = zip(chosen, rejected, strict=False)

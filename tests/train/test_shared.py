@@ -160,3 +160,41 @@ def test_a_row_holds_each_distinct_token_once() -> None:
     for number, answer in enumerate([p.chosen_ids for p in PAIRS] + [p.rejected_ids for p in PAIRS]):
         scored = row.answers[number][row.answers[number] >= 0]
         assert row.targets[scored].tolist() == answer
+
+
+def test_one_call_a_row_is_two_calls_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel does stands in plain code here, since it runs on GPUs only; how it is called is tested."""
+
+    def kernel(
+        query: Tensor, key: Tensor, value: Tensor, query_ends: Tensor, key_ends: Tensor, *longest: int, **options: Any
+    ) -> Tensor:
+        assert options["window_size"] == (-1, 0) and options["enable_gqa"] == (query.shape[1] != key.shape[1])
+        assert query_ends.dtype == key_ends.dtype == torch.int32
+        assert longest == (int(query_ends.diff().max()), int(key_ends.diff().max()))
+        out: list[Tensor] = []
+        for q, k, v in zip(
+            query.split(query_ends.diff().tolist()),
+            key.split(key_ends.diff().tolist()),
+            value.split(key_ends.diff().tolist()),
+            strict=True,
+        ):
+            groups = q.shape[1] // k.shape[1]
+            scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(groups, 1)) * options["scale"]
+            seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            out.append(torch.einsum("hqk,khd->qhd", weights, v.repeat_interleave(groups, 1)))
+        return torch.cat(out)
+
+    monkeypatch.setattr("spot.train.attention.varlen_attn", kernel)
+    results: list[tuple[Tensor, dict[str, Tensor]]] = []
+    for varlen in (False, True):
+        model = make_model()
+        assert share_prefixes(model, PAIRS[0]) is None
+        accept_batches(model)
+        token_logps, mask = Scorer(model, True, False, varlen)(PAIRS)
+        (token_logps * mask * torch.arange(1, len(token_logps) + 1)[:, None]).sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        results.append((token_logps.detach(), gradients))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
+    for name, gradient in results[0][1].items():
+        torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-4, atol=1e-4)

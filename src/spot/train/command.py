@@ -109,6 +109,8 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, SpotConfig]:
         epilog=EXAMPLE,
         allow_abbrev=False,
     )
+    (bf16,) = (action for action in parser._actions if action.dest == "bf16")
+    bf16.nargs, bf16.const = "?", True  # bare, too, like the flags that are not on by themselves
     if path := _config_path(argv):
         parser.set_defaults(**_read_config(Path(path)))
     try:

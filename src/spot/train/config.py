@@ -77,7 +77,8 @@ class SpotConfig(TrainingArguments):
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
         if self.bf16 is None:
-            self.bf16 = torch.accelerator.is_available() or HAS_MATRIX_UNITS
+            faster = torch.accelerator.is_available() or HAS_MATRIX_UNITS
+            self.bf16 = faster  # pyright: ignore[reportIncompatibleVariableOverride]
         if self.bf16 and not torch.accelerator.is_available():
             # Autocast to bf16 works on any CPU; transformers wants it to be said.
             self.use_cpu = True

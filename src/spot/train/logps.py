@@ -6,7 +6,7 @@ also the packed one's slow twin.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -133,12 +133,14 @@ def share_prefixes(model: "PreTrainedModel", pair: "TokenizedPair") -> str | Non
 class Scorer:
     """The one way, of reference and policy, to score answers: with `model`, wrapped or not.
 
-    `shared` says whether packed rows are used; `bf16` that products are computed in autocast bf16, else in fp32.
+    `shared` says whether packed rows are used; `bf16` that products are computed in autocast bf16, else in fp32;
+    `varlen` that a row's attention is one call.
     """
 
     model: nn.Module
     shared: bool
     bf16: bool
+    varlen: bool = False
 
     def num_tokens(self, pair: "TokenizedPair", sides: Sequence[Side] = BOTH) -> int:
         """Tokens that a pair runs."""
@@ -161,7 +163,7 @@ class Scorer:
         """Token log-probabilities and boolean mask: `(len(sides) * len(pairs), longest)`, a side after the other."""
         device = next(self.model.parameters()).device
         if self.shared:
-            batch: Any = pack(pairs, sides).to(device)
+            batch: Any = replace(pack(pairs, sides).to(device), varlen=self.varlen)
             mask = batch.answers >= 0
         else:
             prompts = [pair.prompt_ids for pair in pairs] * len(sides)

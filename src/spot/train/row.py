@@ -7,6 +7,7 @@ where the shared span ends. A tail's last token is only ever predicted, never an
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -33,13 +34,50 @@ class Stretch:
         return self.shared + self.first + self.second
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """A row as sequences of their own, two a pair, for kernels that take many of varied length.
+
+    Queries stand in the row in this order already. `key_places`, int64, says which of the row's places are each
+    sequence's keys; `query_ends` and `key_ends`, `(sequences + 1,)` int32, say where its queries and keys end.
+    """
+
+    key_places: Tensor
+    query_ends: Tensor
+    key_ends: Tensor
+    longest_query: int
+    longest_key: int
+
+
+def sequences(stretches: Sequence[Stretch], device: torch.device) -> Sequences:
+    """The first answer of each stretch, then the second one's tail, whose keys are the shared span and itself."""
+    places: list[Tensor] = []
+    queries: list[int] = []
+    begin = 0
+    for stretch in stretches:
+        shared, tail = begin + stretch.shared, begin + stretch.shared + stretch.first
+        places.append(torch.arange(begin, tail))
+        queries.append(tail - begin)
+        if stretch.second:
+            places.append(torch.cat([torch.arange(begin, shared), torch.arange(tail, tail + stretch.second)]))
+            queries.append(stretch.second)
+        begin += stretch.length
+    keys = [len(place) for place in places]
+
+    def ends(lengths: list[int]) -> Tensor:
+        return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+    return Sequences(torch.cat(places).to(device), ends(queries), ends(keys), max(queries), max(keys))
+
+
 @dataclass
 class PackedRow:
     """Pairs ready for one forward. All index tensors are int64 on one device.
 
     `input_ids` and `position_ids` are `(1, tokens)`. `scored` are the `(scores,)` places in the row whose hidden state
     predicts `targets`; `answers`, `(sides * pairs, longest)`, says which scores make up each answer, a side after the
-    other, -1 on padding. `num_calls` counts the attention calls that saw this row.
+    other, -1 on padding. `num_calls` counts the attention calls that saw this row. `varlen` asks for one attention call
+    a row instead of two a pair.
     """
 
     stretches: list[Stretch]
@@ -49,6 +87,12 @@ class PackedRow:
     targets: Tensor
     answers: Tensor
     num_calls: int = field(default=0)
+    varlen: bool = field(default=False)
+
+    @cached_property
+    def sequences(self) -> Sequences:
+        """The row for kernels of varied length, on its device."""
+        return sequences(self.stretches, self.input_ids.device)
 
     def to(self, device: torch.device) -> "PackedRow":
         """The same row on `device`."""

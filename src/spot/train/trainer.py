@@ -28,6 +28,7 @@ from spot.errors import RunFailed, UserError
 from spot.hub import model_path
 from spot.objectives import update_shift
 from spot.train.adapter import adapter_settings, add_adapter, language_model, without_adapter
+from spot.train.attention import varlen_refused
 from spot.train.checkpoints import MetricsFile, TrainingState, saving
 from spot.train.checks import check_budget, check_head, check_pairs, check_vocabulary, tokenized
 from spot.train.config import SpotConfig
@@ -114,6 +115,7 @@ class SpotTrainer(Trainer):
         # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
         check_head(shortest, model)
         self.not_shared = share_prefixes(model, shortest)
+        self.not_varlen = varlen_refused(model) if args.bf16 else "that kernel is for bf16"
         check_budget(self.pairs, [self._scorer.num_slots(pair) for pair in self.pairs], args)
         if peft_config is not None and args.bf16:
             freeze_precision(model, self.source_form)
@@ -218,7 +220,7 @@ class SpotTrainer(Trainer):
     @property
     def _scorer(self) -> Scorer:
         model: Any = self.model_wrapped
-        return Scorer(model, self.not_shared is None, bool(self.args.bf16))
+        return Scorer(model, self.not_shared is None, bool(self.args.bf16), self.not_varlen is None)
 
     @property
     def _ranks(self) -> Ranks:
