@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import yaml
 from rich.console import Console
+from torch import distributed
 from transformers import HfArgumentParser
 from transformers.trainer_utils import IntervalStrategy
 
@@ -98,6 +99,8 @@ def main(argv: list[str]) -> None:
         )
     if first:
         _report(result, output_dir, args)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()  # else its threads may abort the process as it ends
 
 
 def parse(argv: list[str]) -> tuple[ScriptArguments, SpotConfig]:

@@ -79,8 +79,8 @@ class SpotConfig(TrainingArguments):
         if self.bf16 is None:
             faster = torch.accelerator.is_available() or HAS_MATRIX_UNITS
             self.bf16 = faster  # pyright: ignore[reportIncompatibleVariableOverride]
-        if self.bf16 and not torch.accelerator.is_available():
-            # Autocast to bf16 works on any CPU; transformers wants it to be said.
+        if not torch.accelerator.is_available():
+            # Unless it is said, transformers refuses bf16 there, and runs several processes as if each were alone.
             self.use_cpu = True
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter takes part in every row
