@@ -118,6 +118,6 @@ def _accuracy(accuracy: Accuracy) -> str:
 
 def _times(summary: Summary) -> str:
     stages = ", ".join(f"{stage} {prose.duration(seconds)}" for stage, seconds in summary.seconds.items())
-    total = f"Time {prose.duration(sum(summary.seconds.values()))} ({stages})" if stages else "Time not recorded"
+    total = f"Time {prose.duration(sum(summary.seconds.values()))}" if stages else "Time not recorded"
     memory = prose.size(summary.peak_memory_bytes) if summary.peak_memory_bytes else "not recorded"
-    return f"{total}.\nPeak memory {memory}."
+    return f"{total}, peak memory {memory}" + (f"\n({stages})" if stages else "")
