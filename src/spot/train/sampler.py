@@ -1,12 +1,17 @@
 """Whole steps as the items of a data loader."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
 
 from spot.schema import derived_seed
+
+
+def in_steps(indices: Sequence[int], pairs_per_step: int) -> list[list[int]]:
+    """`indices` cut into steps; the last one may be short."""
+    return [list(indices[start : start + pairs_per_step]) for start in range(0, len(indices), pairs_per_step)]
 
 
 class StepSampler(Sampler[list[int]]):
@@ -32,4 +37,4 @@ class StepSampler(Sampler[list[int]]):
         """The steps of `epoch`."""
         generator = torch.Generator().manual_seed(derived_seed(self.seed, "order of pairs", epoch))
         order: list[int] = torch.randperm(self.num_pairs, generator=generator).tolist()
-        return [order[start : start + self.pairs_per_step] for start in range(0, self.num_pairs, self.pairs_per_step)]
+        return in_steps(order, self.pairs_per_step)

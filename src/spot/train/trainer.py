@@ -7,7 +7,7 @@ the whole step and takes its share, so that all make equally many module calls.
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,7 +44,7 @@ from spot.train.reference import (
     student_hash,
     tokens_hash,
 )
-from spot.train.sampler import StepSampler
+from spot.train.sampler import StepSampler, in_steps
 from spot.train.step import StepResult, mean_chosen_tokens, run_step
 from spot.train.tokenize import Preference
 from spot.train.weights import (
@@ -122,6 +122,7 @@ class SpotTrainer(Trainer):
         accept_batches(model)
         seed = args.seed if args.data_seed is None else args.data_seed
         self.sampler = StepSampler(self.num_train, args.pairs_per_step, seed)
+        self._eval_steps = in_steps(range(self.num_train, len(self.pairs)), args.pairs_per_step)
         writes = args.metrics_path is not None and args.process_index == 0
         self.metrics_file = MetricsFile(Path(str(args.metrics_path))) if writes else None
         self.reference: Reference | None = None
@@ -153,14 +154,16 @@ class SpotTrainer(Trainer):
         if self.reference is not None:
             return
         started = time.perf_counter()
-        kind = f"{self.args.precision}-{'plain' if self.not_shared else 'shared'}"
-        self._key = reference_key(self._student, self.pairs, f"{kind}-adapter" if self._adapter else kind)
+        # What a token's log-probability is rounded by, too: a reference of another kind is not exactly 0 away.
+        kinds = {"shared": not self.not_shared, "varlen": not self.not_varlen, "adapter": self._adapter}
+        precision = "-".join([self.args.precision, *(name for name, holds in kinds.items() if holds)])
+        self._key = reference_key(self._student, self.pairs, precision)
         compute = partial(
             compute_reference,
             self._scorer,
             self.pairs,
             self._key,
-            self.sampler.steps(0) + self._eval_steps(),
+            self.sampler.steps(0) + self._eval_steps,
             micro_batch_tokens=self.args.micro_batch_tokens,
             ranks=self._ranks,
         )
@@ -175,13 +178,6 @@ class SpotTrainer(Trainer):
     def _reference_path(self) -> Path:
         return Path(self.args.reference_path or Path(str(self.args.output_dir)) / "reference.safetensors")
 
-    def _eval_steps(self) -> list[list[int]]:
-        size = self.args.pairs_per_step
-        return [
-            list(range(start, min(start + size, len(self.pairs))))
-            for start in range(self.num_train, len(self.pairs), size)
-        ]
-
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:  # noqa: ARG002
         """Loss and metrics over the whole `eval_dataset` given at the start; the shift stands still.
 
@@ -190,24 +186,12 @@ class SpotTrainer(Trainer):
         if self.num_train == len(self.pairs) or (eval_dataset is not None and eval_dataset is not self.eval_dataset):
             raise UserError("evaluation needs the pairs that SpotTrainer was given as eval_dataset")
         self._ready_reference()
-        assert self.reference is not None
         started = time.perf_counter()
         self._language_model.eval()
         mean_tokens = mean_chosen_tokens(self.pairs[self.num_train :])
         totals: dict[str, float] = {}
-        for step in self._eval_steps():
-            result = run_step(
-                self._scorer,
-                self.pairs,
-                step,
-                self.reference,
-                self.args.objective,
-                delta=self._delta,
-                micro_batch_tokens=self.args.micro_batch_tokens,
-                backward=None,
-                ranks=self._ranks,
-                mean_tokens=mean_tokens,
-            )
+        for step in self._eval_steps:
+            result = self._run_step(step, None, mean_tokens)
             for name, value in step_metrics(result, self._delta).items():
                 if not name.startswith("tether/"):
                     totals[name] = totals.get(name, 0.0) + value * len(step) / (len(self.pairs) - self.num_train)
@@ -216,6 +200,23 @@ class SpotTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _run_step(
+        self, indices: list[int], backward: Callable[[Tensor], None] | None, mean_tokens: float | None = None
+    ) -> StepResult:
+        assert self.reference is not None
+        return run_step(
+            self._scorer,
+            self.pairs,
+            indices,
+            self.reference,
+            self.args.objective,
+            delta=self._delta,
+            micro_batch_tokens=self.args.micro_batch_tokens,
+            backward=backward,
+            ranks=self._ranks,
+            mean_tokens=mean_tokens,
+        )
 
     @property
     def _scorer(self) -> Scorer:
@@ -236,20 +237,9 @@ class SpotTrainer(Trainer):
 
         Raises `RunFailed` naming the pairs where a loss is not finite; the weights have not been touched then.
         """
-        assert self.reference is not None
         started = time.perf_counter()
         model.train()
-        result = run_step(
-            self._scorer,
-            self.pairs,
-            inputs,
-            self.reference,
-            self.args.objective,
-            delta=self._delta,
-            micro_batch_tokens=self.args.micro_batch_tokens,
-            backward=self.accelerator.backward,
-            ranks=self._ranks,
-        )
+        result = self._run_step(inputs, self.accelerator.backward)
         self._check_finite(result, inputs)
         self._taken = result, started
         return torch.tensor(result.loss, device=self.args.device)
