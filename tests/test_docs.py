@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from spot.train.objective import OBJECTIVES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming-from-trl.md").read_text("utf-8")
 MODEL = "Qwen/Qwen3-8B"
-HAS_TRL = find_spec("trl") is not None
 # `spot` is the one that is being tested, wherever it is installed; nothing may be downloaded.
 SHELL = f"""set -euo pipefail
 spot() {{ "{sys.executable}" -m spot "$@"; }}
@@ -69,8 +68,6 @@ def test_every_block_is_run() -> None:
 
 @pytest.mark.parametrize(("language", "text"), blocks(), ids=[text.splitlines()[0][:40] for _, text in blocks()])
 def test_it_runs(language: str, text: str, place: Path) -> None:
-    if re.search(r"^trl |needs: trl", text, re.MULTILINE) and not HAS_TRL:
-        pytest.skip("TRL is not installed")
     run(language, text, place)
     for output in re.findall(r"spot train[^`]*?--output_dir (\S+)", text):
         steps = [json.loads(line) for line in (place / output / "metrics.jsonl").read_text().splitlines()]
@@ -127,7 +124,7 @@ def test_the_defaults_shown_are_the_defaults() -> None:
 
 
 def test_trls_defaults_shown_are_trls() -> None:
-    trl = pytest.importorskip("trl")
+    trl: Any = import_module("trl")
     theirs, ours = defaults(trl.DPOConfig), defaults(SpotConfig)
     rows = {names(cells[0])[0]: shown(cells[1]) for cells in table("argument")}
     for name, value in rows.items():
@@ -142,12 +139,11 @@ def test_what_is_called_ours_or_trls_alone_is() -> None:
     assert set(names(paragraph)) <= ours
     theirs = [name for cells in table("TRL") for name in names(cells[0])]
     assert not {name for name in theirs if name in ours}
-    if HAS_TRL:
-        trl = pytest.importorskip("trl")
-        known = {entry.name for kind in (trl.DPOConfig, trl.ModelConfig) for entry in dataclasses.fields(kind)}
-        assert set(theirs) <= known
-        known_here = known | {entry.name for entry in dataclasses.fields(trl.ScriptArguments)}
-        assert ours - known_here == set(names(paragraph)) | {"config"}
+    trl: Any = import_module("trl")
+    known = {entry.name for kind in (trl.DPOConfig, trl.ModelConfig) for entry in dataclasses.fields(kind)}
+    assert set(theirs) <= known
+    known_here = known | {entry.name for entry in dataclasses.fields(trl.ScriptArguments)}
+    assert ours - known_here == set(names(paragraph)) | {"config"}
 
 
 def test_every_objective_is_on_the_page() -> None:

@@ -117,7 +117,11 @@ def test_adapters_that_cannot_be_are_refused(peft_config: Any, problem: str, tmp
         trainer(tmp_path, peft_config)
 
 
-def test_a_model_that_has_an_adapter_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_has_an_adapter_is_refused(save_student: Callable[..., Path], tmp_path: Path) -> None:
     adapted: Any = get_peft_model(make_model(), lora())
     with pytest.raises(UserError, match="merge it"):
         SpotTrainer(adapted, config(tmp_path), make_pairs(9), None, make_tokenizer())
+    student = save_student()
+    fit(make_pairs(9), student, tmp_path / "model", config(tmp_path), peft_config=lora())
+    with pytest.raises(UserError, match="merge it"):
+        SpotTrainer(tmp_path / "model", config(tmp_path / "again"), make_pairs(9))

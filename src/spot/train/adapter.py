@@ -32,6 +32,14 @@ def make_lora(rank: int, alpha: int, target_modules: Sequence[str]) -> Any:
         raise UserError(f"LoRA: {' '.join(str(error).split())}") from error
 
 
+def check_no_adapter(model: Any) -> None:
+    """Raise `UserError` where `model` has an adapter already: what would be trained, and what be the reference?"""
+    if hasattr(model, "peft_config"):
+        raise UserError(
+            "the model has an adapter already; merge it first (peft's merge_and_unload), or train the model under it"
+        )
+
+
 def add_adapter(model: PreTrainedModel, peft_config: Any, pair: "TokenizedPair") -> nn.Module:
     """`model` with a fresh adapter, in place; the adapter's weights are fp32.
 

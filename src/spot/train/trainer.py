@@ -27,7 +27,7 @@ from transformers import (
 from spot.errors import RunFailed, UserError
 from spot.hub import model_path
 from spot.objectives import update_shift
-from spot.train.adapter import adapter_settings, add_adapter, language_model, without_adapter
+from spot.train.adapter import adapter_settings, add_adapter, check_no_adapter, language_model, without_adapter
 from spot.train.attention import varlen_refused
 from spot.train.checkpoints import MetricsFile, TrainingState, saving
 from spot.train.checks import check_budget, check_head, check_pairs, check_vocabulary, tokenized
@@ -81,8 +81,7 @@ class SpotTrainer(Trainer):
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        if hasattr(model, "peft_config"):
-            raise UserError("model has an adapter; merge it (model.merge_and_unload()), or give peft_config a new one")
+        check_no_adapter(model)
         if not isinstance(model, PreTrainedModel):
             model = model_path(str(model))
         source = model.name_or_path if isinstance(model, PreTrainedModel) else model
@@ -96,6 +95,7 @@ class SpotTrainer(Trainer):
         check_pairs(self.num_train, self.pairs, args)
         if not isinstance(model, PreTrainedModel):
             model = load_student(model)
+            check_no_adapter(model)  # a directory may hold one, too
         check_vocabulary(self.pairs, model)
         disable_dropout(model)
         self.source_form = take_master_weights(model)
@@ -257,7 +257,7 @@ class SpotTrainer(Trainer):
         self.current_flos += 6 * self._num_parameters * result.tokens / self.args.world_size
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
-        """Nothing more: `training_step` has counted them."""
+        """Nothing more: `end_step` counts them."""
         return 0
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
