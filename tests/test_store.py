@@ -95,7 +95,7 @@ def test_parquet_and_jsonl_hold_the_same_rows(tmp_path: Path) -> None:
         assert read_rows(tmp_path / name, Problem) == rows
 
 
-@given(text=st.lists(st.text(min_size=1), max_size=5), cut=st.integers(0, 400))
+@given(text=st.lists(st.text(min_size=1).filter(str.strip), max_size=5), cut=st.integers(0, 400))
 @settings(deadline=None)
 def test_a_torn_file_is_its_longest_whole_beginning(
     tmp_path_factory: pytest.TempPathFactory, text: list[str], cut: int

@@ -64,8 +64,8 @@ def describe(setting: Setting) -> str:
     if setting.trainer == "spot":
         parts = [f"rows of {setting.micro_batch_tokens or 'the default number of'} tokens"]
     else:
-        parts = [f"batch {setting.batch}", setting.attention, *(["liger"] if setting.liger else [])]
-    parts += ["recomputation"] if setting.checkpointing else []
+        parts = [f"batch {setting.batch}", setting.attention]
+    parts += [word for word, holds in (("liger", setting.liger), ("recomputation", setting.checkpointing)) if holds]
     return f"{setting.trainer} {setting.precision} ({', '.join(parts)})"
 
 
@@ -82,15 +82,21 @@ def outcome(result: Result) -> str:
 
 def search(start: Setting) -> list[Result]:
     """TRL's settings, the fastest in training first: more pairs a forward until that is slower, then the rest."""
-    results = climb(start)
+    results = climb(replace(start, liger=has_liger(start.device)))
     if start.device == "cuda":
-        # On a CPU recomputing layers can only be slower; on a GPU it makes room for more pairs a forward.
-        roomy = max(1, fastest(results).batch)
-        results += climb(replace(start, batch=roomy, checkpointing=True))
-        results.append(run(replace(fastest(results), attention="flex_attention")))
-        if find_spec("liger_kernel"):
-            results.append(run(replace(fastest(results), liger=True)))
+        best = fastest(results)
+        results.append(run(replace(best, attention="flex_attention")))
+        if best.liger:
+            results.append(run(replace(best, liger=False)))
+        if best.batch < best.pairs_a_step:
+            # On a CPU recomputing layers can only be slower; on a GPU it makes room for more pairs a forward.
+            results += climb(replace(fastest(results), batch=2 * best.batch, checkpointing=True))
     return sorted(results, key=train_rate, reverse=True)
+
+
+def has_liger(device: str) -> bool:
+    """Whether Liger's kernels can be used; both trainers then are given them."""
+    return device == "cuda" and find_spec("liger_kernel") is not None
 
 
 def climb(start: Setting) -> list[Result]:
@@ -110,22 +116,29 @@ def fastest(results: Sequence[Result]) -> Setting:
 def compare(name: str, spot: Setting, repeats: int) -> Result:
     """Both trainers on one workload in one precision, alternating."""
     rates = [matrix_rate(spot.device, spot.precision)]
+    without_liger = [run(spot)] if has_liger(spot.device) else []
+    spot = replace(spot, liger=has_liger(spot.device))
     ours = [run(spot)]
     found = search(replace(spot, trainer="trl", batch=1))
     winner = setting_of(found[0])
     theirs = [found[0]]
-    lean = run(replace(winner, batch=1, checkpointing=True))
+    # On a GPU the first of the search is that.
+    lean = run(replace(winner, batch=1, checkpointing=True)) if spot.device == "cpu" else None
     for _ in range(repeats - 1):
         rates.append(matrix_rate(spot.device, spot.precision))
         ours.append(run(spot))
         theirs.append(run(winner))
-    profiled = run(replace(spot, stages=True))
+    # On a GPU the profiler's own work is long: of few pairs there.
+    few = spot.workload.pairs if spot.device == "cpu" else 4
+    seen = replace(spot, stages=True, workload=replace(spot.workload, pairs=few), pairs_a_step=few)
+    profiled = run(seen)
     if any("failed" in result for result in [*ours, *theirs, profiled]):
         sys.exit(f"{name}, {spot.precision}: a measurement failed, see above")
     least = work(SHAPES[spot.workload.shape], ours[0]["tokens"])
     # The floor is that of the pairs trained on; steps over a part of an epoch take it in proportion.
     share = ours[0]["train_pairs"] / len(ours[0]["tokens"])
     flops = {stage: value * share for stage, value in asdict(least).items()}
+    profiled_flops = asdict(work(SHAPES[spot.workload.shape], profiled["tokens"]))
     return {
         "name": name,
         "precision": spot.precision,
@@ -134,7 +147,9 @@ def compare(name: str, spot: Setting, repeats: int) -> Result:
         "trl": theirs,
         "trl_search": found,
         "trl_lean": lean,
+        "spot_without_liger": without_liger,
         "stages": profiled["stages"],
+        "stages_floor_seconds": {stage: value / median(rates) for stage, value in profiled_flops.items()},
         "floor_seconds": {stage: value / median(rates) for stage, value in flops.items()},
         "same_tokens": ours[0]["ids"] == theirs[0]["ids"],
     }
@@ -179,7 +194,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def stage_table(compared: Result) -> str:
     """Stage by stage: measured, least, and how close."""
-    seconds, least = compared["stages"], compared["floor_seconds"]
+    seconds, least = compared["stages"], compared["stages_floor_seconds"]
     rows = [
         [stage, f"{value:.2f}", f"{value / sum(seconds.values()):.0%}"]
         + ([f"{least[stage]:.2f}", f"{least[stage] / value:.0%}"] if stage in least else ["", ""])
@@ -194,9 +209,9 @@ def details(compared: Result) -> str:
     """What TRL tried, and whether both had the same tokens."""
     tokens = "the same token ids" if compared["same_tokens"] else "**TOKEN IDS THAT DIFFER**"
     spot = describe(setting_of(compared["spot"][0]))
-    found = [*compared["trl_search"], compared["trl_lean"]]
-    tried = [f"- {describe(setting_of(one))}: {outcome(one)}" for one in found]
-    return "\n".join([f"{compared['name']}: {tokens}; {spot}; TRL tried", "", *tried])
+    found = [*compared["spot_without_liger"], *compared["trl_search"], compared["trl_lean"]]
+    tried = [f"- {describe(setting_of(one))}: {outcome(one)}" for one in found if one]
+    return "\n".join([f"{compared['name']}: {tokens}; {spot}; tried", "", *tried])
 
 
 def project(compared: Result) -> str:
@@ -252,7 +267,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs-a-step", type=int, default=32)
     parser.add_argument("--micro-batch-tokens", type=int, default=0, help="spot's; 0 is its default")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--warmup", type=int, help="steps before timing starts (cpu: 0, cuda: 2)")
+    parser.add_argument("--warmup", type=int, help="steps before timing starts (cpu: 0, cuda: 1)")
     parser.add_argument("--project", action="store_true", help="project the time of the paper's run")
     parser.add_argument("--linear", action="store_true", help="instead: cost against the number of pairs")
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 10_000], help="of --linear")
@@ -269,7 +284,7 @@ def workloads(options: argparse.Namespace) -> Iterator[tuple[str, Workload, int]
     made = Workload("lengths", options.shape, options.pairs_a_step)
     if options.answer_tokens:
         made = replace(made, shortest=options.answer_tokens * 3 // 4, longest=options.answer_tokens * 5 // 4)
-    yield f"{made.pairs} of {made.shortest:,} to {made.longest:,} tokens", made, 1 if options.device == "cpu" else 3
+    yield f"{made.pairs} of {made.shortest:,} to {made.longest:,} tokens", made, 1 if options.device == "cpu" else 2
     if options.gsm8k:
         yield (
             f"{options.gsm8k_pairs} of GSM8K",
@@ -299,7 +314,7 @@ def main() -> None:
     if options.linear:
         print(linear(options))
         return
-    warmup = options.warmup if options.warmup is not None else (0 if options.device == "cpu" else 2)
+    warmup = options.warmup if options.warmup is not None else (0 if options.device == "cpu" else 1)
     longest = max(4096, 2 * (options.answer_tokens or 0))
     kept: list[Result] = []
     for name, workload, steps in workloads(options):

@@ -116,6 +116,7 @@ def _arguments(setting: Setting, scratch: str) -> dict[str, Any]:
         "bf16": setting.precision == "bf16",
         "use_cpu": setting.device == "cpu",
         "gradient_checkpointing": setting.checkpointing,
+        "use_liger_kernel": setting.liger,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
@@ -170,7 +171,6 @@ def _trl(setting: Setting, scratch: str) -> Any:
             padding_free=False,
             pad_to_multiple_of=None,
             truncation_mode="keep_start",
-            use_liger_kernel=setting.liger,
             **_arguments(setting, scratch),
         )
         # As text with the template applied already: what TRL then tokenizes and ends is token by token what spot does.

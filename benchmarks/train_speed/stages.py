@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AttentionInterface, TrainerCallback
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -77,6 +78,8 @@ def _seconds(events: Any, device: str) -> dict[str, float]:
             stage_of_sequence.setdefault(event.sequence_nr, stage)
     seconds = dict.fromkeys(STAGES, 0.0)
     for event in events:
+        if event.device_type != DeviceType.CPU or event.name.startswith(_MARK):
+            continue  # kernels count at the operation that started them, and ranges last as long as those
         own = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
         node = _node(event)
         stage = _stage(event) or (stage_of_sequence.get(node.sequence_nr) if node else None) or "rest"

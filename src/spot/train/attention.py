@@ -4,6 +4,7 @@ Registered with transformers under `SPOT_SHARED`. A forward without a packed row
 set to it still generates. Values and gradients are those of two plain sequences.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from spot.train.products import multiplied
 from spot.train.row import PackedRow, Sequences, Stretch, sequences
 
 SPOT_SHARED = "spot_shared"
+_ASK_FOR_FEWER_HEADS = "enable_gqa" in signature(varlen_attn).parameters  # torch 2.11 takes fewer heads unasked
 BF16_ERROR = 0.05
 """What rounding to bf16 may change in an attention output of order 1; a wrong mask changes it by order 1."""
 
@@ -94,9 +96,9 @@ def _varlen(row: Sequences, query: Tensor, key: Tensor, value: Tensor, scaling: 
     """The same for all pairs of a row in one call of FlashAttention; keys of shared spans are copied."""
     key, value = key.index_select(0, row.key_places), value.index_select(0, row.key_places)
     lengths = (row.query_ends, row.key_ends, row.longest_query, row.longest_key)
-    fewer = query.shape[1] != key.shape[1]
+    fewer: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _ASK_FOR_FEWER_HEADS else {}
     # Window (-1, 0) is causal from the end: a sequence's last query sees its last key.
-    out: Any = varlen_attn(query, key, value, *lengths, scale=scaling, window_size=(-1, 0), enable_gqa=fewer)
+    out: Any = varlen_attn(query, key, value, *lengths, scale=scaling, window_size=(-1, 0), **fewer)
     return out
 
 

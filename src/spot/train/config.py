@@ -82,6 +82,10 @@ class SpotConfig(TrainingArguments):
         if not torch.accelerator.is_available():
             # Unless it is said, transformers refuses bf16 there, and runs several processes as if each were alone.
             self.use_cpu = True
+        if self.use_liger_kernel:
+            # Its head computes a loss of its own and would take the place of the model's forward.
+            own = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+            self.liger_kernel_config = {**(self.liger_kernel_config or {}), **own}
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter takes part in every row
         super().__post_init__()
@@ -155,6 +159,7 @@ class SpotConfig(TrainingArguments):
                 "seed",
                 "data_seed",
                 "precision",
+                "use_liger_kernel",
             ),
         )
         return {name: getattr(self, name) for name in names} | {

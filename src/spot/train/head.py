@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.utils.checkpoint import checkpoint
 
 from spot.train.products import multiplied
@@ -18,7 +18,7 @@ from spot.train.products import multiplied
 Tile = tuple[int, int]
 """How many tokens by how many entries of the vocabulary are computed at once."""
 
-TILES: dict[str, Tile] = {"cpu": (512, 2048), "cuda": (4096, 16384)}
+TILES: dict[str, Tile] = {"cpu": (512, 2048), "cuda": (8192, 8192)}
 """4 MiB of fp32 on a CPU, which its caches hold; 256 MiB on a GPU, which fills it."""
 
 
@@ -31,6 +31,9 @@ def head_logps(head: nn.Module, hidden: Tensor, targets: Tensor, tile: Tile | No
         head.forward = _Scoring(head)
     # Through the module's call, whose hooks make sharded weights whole.
     return head(hidden, targets=targets, tile=tile or TILES.get(hidden.device.type, TILES["cuda"]))
+
+
+_EXTRA = 8  # the products' kernels want rows of multiples of 16 bytes
 
 
 class _Scoring:
@@ -69,14 +72,10 @@ class _TokenLogps(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         with torch.autocast(device, enabled=False):
             states = _operand(hidden, dtype)
-            peak = states.new_full((len(states), 1), -torch.inf, dtype=_sums(dtype))
-            total = torch.zeros_like(peak)
+            totals = states.new_full((len(states), 1), -torch.inf, dtype=_sums(dtype))
             for part, _, matrix, buffer in _tiles(len(states), weight, dtype, tile):
-                logits = _product(states[part], matrix.T, buffer)
-                before, peak[part] = peak[part].clone(), torch.maximum(peak[part], logits.amax(-1, keepdim=True))
-                total[part] *= (before - peak[part]).exp_()
-                total[part] += logits.sub_(peak[part]).exp_().sum(-1, keepdim=True)
-            totals = peak + total.log()
+                found = _log_sum_exp(_product(states[part], matrix.T, buffer))
+                totals[part] = torch.logaddexp(totals[part], found)
             logits = (states * _operand(weight.index_select(0, targets), dtype)).sum(-1, dtype=totals.dtype)
         ctx.save_for_backward(states, weight, targets, totals)
         ctx.tile, ctx.dtype, ctx.hidden_dtype = tile, dtype, hidden.dtype
@@ -93,8 +92,15 @@ class _TokenLogps(torch.autograd.Function):
         grad_hidden = torch.zeros(states.shape, dtype=totals.dtype, device=states.device)
         with torch.autocast(states.device.type, enabled=False):
             signed = states * sign.to(states.dtype)
+            rounded = states.dtype != totals.dtype
+            wide = _widened(states, shift) if rounded else states
             for part, block, matrix, buffer in _tiles(len(states), weight, ctx.dtype, ctx.tile):
-                scaled = _product(states[part], matrix.T, buffer, shift[part]).exp_().to(states.dtype)
+                if rounded:
+                    logits = _product(wide[part], pad(matrix, (0, _EXTRA), value=1.0).T, buffer)
+                    # Into the smaller type as it is written.
+                    scaled = torch.exp(logits, out=torch.empty_like(logits, dtype=states.dtype))
+                else:
+                    scaled = torch.addmm(shift[part], states[part], matrix.T, out=buffer).exp_()
                 _subtract_product(grad_hidden[part], scaled, matrix)
                 if grad_weight is not None:
                     _subtract_product(grad_weight[block], scaled.T, signed[part])
@@ -129,16 +135,38 @@ def _operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return multiplied(tensor.to(dtype))
 
 
-def _product(left: Tensor, right: Tensor, buffer: Tensor | None, plus: Tensor | None = None) -> Tensor:
-    """`left @ right + plus` in fp32 at least; where half precision can be multiplied into fp32, nothing is rounded."""
+def _product(left: Tensor, right: Tensor, buffer: Tensor | None) -> Tensor:
+    """`left @ right` in fp32 at least; where half precision can be multiplied into fp32, nothing is rounded."""
     if left.dtype == _sums(left.dtype):
-        return torch.mm(left, right, out=buffer) if plus is None else torch.addmm(plus, left, right, out=buffer)
-    out = torch.mm(left, right, out_dtype=torch.float32) if buffer is None else buffer.copy_(left @ right)
-    return out if plus is None else out.add_(plus)
+        return torch.mm(left, right, out=buffer)
+    return torch.mm(left, right, out_dtype=torch.float32) if buffer is None else buffer.copy_(left @ right)
 
 
 def _subtract_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if total.dtype == left.dtype:
         total.addmm_(left, right, alpha=-1)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, out_dtype=total.dtype, alpha=-1, out=total)
     else:
-        total -= _product(left, right, None) if left.is_cuda else left @ right
+        total -= left @ right
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """Over the last dimension, kept; `logits` are overwritten."""
+    if logits.is_cuda:  # the one kernel there that reads a row once
+        return logits[:, :1] - logits.log_softmax(-1)[:, :1]
+    peak = logits.amax(-1, keepdim=True)
+    return logits.sub_(peak).exp_().sum(-1, keepdim=True).log_().add_(peak)
+
+
+def _widened(states: Tensor, shift: Tensor) -> Tensor:
+    """`states` with `_EXTRA` columns that add `shift`, `(rows, 1)`, to a product with as many ones.
+
+    Three bf16 columns hold the 24 bits of fp32, and a sum inside the product costs no pass over its result.
+    """
+    columns: list[Tensor] = []
+    rest = shift.clamp(min=-1e4)  # e to that power is 0, as to minus infinity
+    for _ in range(3):
+        columns.append(rest.to(states.dtype))
+        rest = rest - columns[-1]
+    return torch.cat([states, *columns, states.new_zeros(len(states), _EXTRA - 3)], dim=1)

@@ -89,13 +89,26 @@ def score(model: "PreTrainedModel", batch: PackedRow | PaddedBatch, *, tile: Til
 
 
 def accept_batches(model: "PreTrainedModel") -> None:
-    """Make `model(spot_batch=...)` return `score(model, batch)`; all other calls are as before."""
+    """Make `model(spot_batch=...)` return `score(model, batch)`; all other calls are as before.
+
+    Under autocast hidden states are in its type from the embeddings on, as servers and sharded training have them:
+    autocast by itself leaves the sums of layers in fp32, moves twice the bytes, and is no nearer to fp32
+    (docs/method.md).
+    """
     forward: Any = model.forward
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Module), "a causal language model has embeddings"
+    embeddings.register_forward_hook(_in_autocast_type)
 
     def scoring(*args: Any, spot_batch: PackedRow | PaddedBatch | None = None, **kwargs: Any) -> Any:
         return forward(*args, **kwargs) if spot_batch is None else score(model, spot_batch)
 
     model.forward = scoring
+
+
+def _in_autocast_type(_: nn.Module, __: Any, hidden: Tensor) -> Tensor:
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
 
 
 def share_prefixes(model: "PreTrainedModel", pair: "TokenizedPair") -> str | None:

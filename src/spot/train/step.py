@@ -73,7 +73,7 @@ def run_step(
     mean_tokens = mean_tokens or mean_chosen_tokens(step_pairs)
     forwards = forwards_of(objective)
     plan = scorer.plan(step_pairs, forwards, micro_batch_tokens, ranks.count)[ranks.rank]
-    table = torch.zeros(NUM_COLUMNS, len(step_pairs), dtype=torch.float64)
+    columns: list[Tensor] = []
     for number, row in enumerate(plan):
         # A rank without pairs still has to call the module as often as the others: with any pair, for nothing.
         positions = row or [shortest(step_pairs)]
@@ -84,7 +84,11 @@ def run_step(
             if backward is not None:
                 backward(losses.sum() * scale)
         if row:
-            table[:, row] = _columns(losses, *answers, objective.beta, scale)
+            columns.append(_columns(losses, *answers, objective.beta, scale))
+    table = torch.zeros(NUM_COLUMNS, len(step_pairs), dtype=torch.float64)
+    if columns:
+        # Once, at the end: with a transfer after each row a GPU would wait for the next one to be prepared.
+        table[:, [position for row in plan for position in row]] = torch.cat(columns, dim=1).cpu()
     plain = sum(pair.num_plain(side) for pair in step_pairs for sides in forwards for side in sides)
     tokens = sum(scorer.num_tokens(pair, sides) for pair in step_pairs for sides in forwards)
     return StepResult(*ranks.gather(table), tokens=tokens, plain_tokens=plain)
@@ -128,7 +132,7 @@ def _score(
 
 
 def _columns(losses: Tensor, chosen: Scores, rejected: Scores, beta: float, scale: float) -> Tensor:
-    """What `StepResult` holds of a row's pairs, `(NUM_COLUMNS, batch)` fp64 on the CPU: one transfer a row."""
+    """What `StepResult` holds of a row's pairs, `(NUM_COLUMNS, batch)` fp64."""
     with torch.no_grad():
         kl = kl_estimates(chosen.token_logps, chosen.ref_token_logps).sum(dim=1) / chosen.mask.sum(dim=1)
         columns = [
@@ -141,7 +145,7 @@ def _columns(losses: Tensor, chosen: Scores, rejected: Scores, beta: float, scal
             _gradient_scale(rejected) / scale,
             kl,
         ]
-        return torch.stack([column.detach().double().to(losses.device) for column in columns]).cpu()
+        return torch.stack([column.detach().double().to(losses.device) for column in columns])
 
 
 def _gradient_scale(side: Scores) -> Tensor:

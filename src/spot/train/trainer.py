@@ -23,6 +23,7 @@ from transformers import (
     TrainerCallback,
     TrainerState,
 )
+from transformers.integrations.liger import apply_liger_kernel
 
 from spot.errors import RunFailed, UserError
 from spot.hub import model_path
@@ -112,6 +113,8 @@ class SpotTrainer(Trainer):
         self.args._n_gpu = min(self.args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage] (no DataParallel)
         self._train_batch_size = args.per_device_train_batch_size
         check_sharding(self.accelerator, asked_for_fsdp=bool(args.fsdp))
+        if args.use_liger_kernel:
+            apply_liger_kernel(model, args.liger_kernel_config)
         # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
         check_head(shortest, model)
         self.not_shared = share_prefixes(model, shortest)
@@ -156,6 +159,7 @@ class SpotTrainer(Trainer):
         started = time.perf_counter()
         # What a token's log-probability is rounded by, too: a reference of another kind is not exactly 0 away.
         kinds = {"shared": not self.not_shared, "varlen": not self.not_varlen, "adapter": self._adapter}
+        kinds["liger"] = self.args.use_liger_kernel
         precision = "-".join([self.args.precision, *(name for name, holds in kinds.items() if holds)])
         self._key = reference_key(self._student, self.pairs, precision)
         compute = partial(
