@@ -7,6 +7,7 @@ from pathlib import Path
 
 TARGET = Path(__file__).parent / "cli.md"
 COMMANDS = ["", "run", "demo", "elicit", "rectify", "filter", "eval", "report", "doctor", "lab", "lab train"]
+COMMANDS += ["ledger", "audit", "sets"]
 COMMANDS += ["lab problems"]
 INTRO = """# The command line
 

@@ -2,4 +2,10 @@
 
 import os
 
+from hypothesis import settings
+
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# The gate draws the same examples every time; HYPOTHESIS_PROFILE=default looks for new ones.
+settings.register_profile("gate", derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))

@@ -26,8 +26,12 @@ ALLOWED = {
     "rectify": {"errors", "plugin", "schema", "store", "models.base", "verify.base", "rectify"},
     "train": {"errors", "hub", "plugin", "progress", "schema", "store", "objectives", "train"},
     "evaluate": {"errors", "schema", "evaluate"},
-    "lab": {"errors", "schema", "rectify.base", "verify", "lab"},
-    "report": {"errors", "schema", "store", "config", "evaluate", "pairs", "report"},
+    "audit": {"errors", "hub", "progress", "schema", "store", "config", "pairs", "evaluate", "train", "lab", "audit"},
+    "lab": {"errors", "schema", "models.base", "rectify", "verify", "lab"},
+    "opening": {"errors", "hub", "schema", "store", "config", "models", "rectify", "verify", "lab"},
+    "account": {"errors", "schema", "store", "config", "opening", "models", "rectify"},
+    "sets": {"errors", "schema", "store", "config", "opening", "stages"},
+    "report": {"errors", "schema", "store", "config", "evaluate", "pairs", "audit.summary", "report"},
     "doctor": {"errors", "schema", "models"},
 }
 # Pure numerics: usable without a run, a config or a store.

@@ -2,8 +2,10 @@
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tests.tiny_student import make_model, make_tokenizer
 from spot.config import STAGES
 
 # The rows of these come as an endpoint gives them, in any order; all other files are the same to the byte.
-ROWS = ("attempts", "oracle_replies", "rectifications")
+ROWS = ("attempts", "rectifications")
 WHOLE = (
     *("problems.jsonl", "pairs.jsonl", "dropped.jsonl", "change_ratios.json", "model/model.safetensors"),
     *(f"eval/{part}/held.jsonl" for part in ("problems", "before", "after")),
@@ -27,7 +29,7 @@ train: {pairs_per_step: 2, num_train_epochs: 2, save_steps: 2, precision: fp32, 
 evaluate: {tasks: [held.jsonl], max_new_tokens: 3}
 """
 MUST_DIE_AT = (
-    *("torn append 1 /attempts.jsonl", "torn append 1 /oracle_replies.jsonl", "torn append 1 /rectifications.jsonl"),
+    *("torn append 1 /attempts.jsonl", "torn append 1 /rectifications.jsonl"),
     *("open /pairs.jsonl.tmp", "open /checkpoints/checkpoint-*/trainer_state.json", "rmdir /checkpoints/checkpoint-*"),
     *("open /model.tmp/config.json", "rename (0 lines) /model.tmp", "torn append 1 /eval/after/held.jsonl"),
     *("open /summary.json.tmp", "open /report.html.tmp"),
@@ -44,10 +46,16 @@ class Endpoint:
     def __call__(self, seen: Seen) -> Answer:
         number = int(re.findall(r"What is (\d+) plus", seen.question)[-1])
         student = seen.body["model"] == "student"
-        name, field = ("attempts", "id") if student else ("oracle_replies", "attempt_id")
-        if f"p{number}#0" in {row[field] for row in rows(self.run, name)}:
-            self.asked_twice.append(f"{name} {number}")
+        asked = f"p{number}#0{'' if student else '~model:oracle.0'}"
+        if asked in on_record(self.run):
+            self.asked_twice.append(asked)
         return student_answer(number) if student else oracle_answer(number, seen.question)
+
+
+def on_record(run: Path) -> set[str]:
+    """The requests whose reply the ledger holds."""
+    with closing(sqlite3.connect(run / "ledger.sqlite", timeout=60)) as database:
+        return {id for (id,) in database.execute("SELECT request_id FROM requests WHERE replied > 0")}
 
 
 def sum_of(number: int, total: int) -> str:

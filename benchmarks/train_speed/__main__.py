@@ -6,7 +6,7 @@
 
 Both train `-s(r+) - s(-r-)` on the same token ids with the same optimizer: TRL as `bco_pair`, which has no shift from
 0.29 on, spot as `spot_bco` with `reward_shift=none`. Every measurement is a process of its own; the two alternate and
-the table gives medians. TRL first tries its settings (pairs a forward; on a GPU also recomputation, FlexAttention and,
+the table gives medians. TRL first tries its settings (pairs a forward, recomputation; on a GPU also FlexAttention and,
 where it is installed, Liger) and goes on with its fastest in training; its best reference pass may be of another one.
 """
 
@@ -81,7 +81,11 @@ def outcome(result: Result) -> str:
 
 
 def search(start: Setting) -> list[Result]:
-    """TRL's settings, the fastest in training first: more pairs a forward until that is slower, then the rest."""
+    """TRL's settings, the fastest in training first: more pairs a forward until that is slower, then the rest.
+
+    The last one tried is its leanest, one pair a forward with recomputation. It may be the fastest, too: on a CPU, in
+    bf16, it was (benchmarks/README.md, GSM8K).
+    """
     results = climb(replace(start, liger=has_liger(start.device)))
     if start.device == "cuda":
         best = fastest(results)
@@ -89,9 +93,15 @@ def search(start: Setting) -> list[Result]:
         if best.liger:
             results.append(run(replace(best, liger=False)))
         if best.batch < best.pairs_a_step:
-            # On a CPU recomputing layers can only be slower; on a GPU it makes room for more pairs a forward.
+            # Recomputation makes room for more pairs a forward.
             results += climb(replace(fastest(results), batch=2 * best.batch, checkpointing=True))
+    results.append(run(lean(fastest(results))))
     return sorted(results, key=train_rate, reverse=True)
+
+
+def lean(setting: Setting) -> Setting:
+    """The setting of the least memory that is otherwise like `setting`."""
+    return replace(setting, batch=1, checkpointing=True)
 
 
 def has_liger(device: str) -> bool:
@@ -122,8 +132,6 @@ def compare(name: str, spot: Setting, repeats: int) -> Result:
     found = search(replace(spot, trainer="trl", batch=1))
     winner = setting_of(found[0])
     theirs = [found[0]]
-    # On a GPU the first of the search is that.
-    lean = run(replace(winner, batch=1, checkpointing=True)) if spot.device == "cpu" else None
     for _ in range(repeats - 1):
         rates.append(matrix_rate(spot.device, spot.precision))
         ours.append(run(spot))
@@ -146,7 +154,6 @@ def compare(name: str, spot: Setting, repeats: int) -> Result:
         "spot": ours,
         "trl": theirs,
         "trl_search": found,
-        "trl_lean": lean,
         "spot_without_liger": without_liger,
         "stages": profiled["stages"],
         "stages_floor_seconds": {stage: value / median(rates) for stage, value in profiled_flops.items()},
@@ -209,8 +216,8 @@ def details(compared: Result) -> str:
     """What TRL tried, and whether both had the same tokens."""
     tokens = "the same token ids" if compared["same_tokens"] else "**TOKEN IDS THAT DIFFER**"
     spot = describe(setting_of(compared["spot"][0]))
-    found = [*compared["spot_without_liger"], *compared["trl_search"], compared["trl_lean"]]
-    tried = [f"- {describe(setting_of(one))}: {outcome(one)}" for one in found if one]
+    found = [*compared["spot_without_liger"], *compared["trl_search"]]
+    tried = [f"- {describe(setting_of(one))}: {outcome(one)}" for one in found]
     return "\n".join([f"{compared['name']}: {tokens}; {spot}; tried", "", *tried])
 
 

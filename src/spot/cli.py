@@ -132,6 +132,7 @@ def elicit_command(
 ) -> None:
     """Ask the student every problem and verify its answers."""
     from spot import stages
+    from spot.opening import open_model, open_verifier
     from spot.schema import Dropped
 
     raw = {"student": {"model": model}, "problems": {"source": str(problems)}}
@@ -140,9 +141,9 @@ def elicit_command(
     dropped: list[Dropped] = []
     attempts = stages.elicit(
         stages.load_problems(config.problems, config.run.seed, config.run.on_bad_row, dropped),
-        config.student,
+        None if config.elicit.attempts else open_model(config.student),
         config.elicit,
-        stages.open_verifier(config.problems),
+        open_verifier(config.problems),
         config.run.seed,
         output,
         console := _console(),
@@ -164,26 +165,51 @@ def rectify_command(
     output: Output,
     overrides: Overrides = None,
     on_bad_row: OnBadRow = None,
+    mode: Annotated[str | None, typer.Option(metavar="rewrite|patch|continue", help="How the model corrects.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Corrections to ask for of each failure.")] = None,
+    target_pairs: Annotated[
+        int | None, typer.Option("--target_pairs", "--target-pairs", help="Stop once so many pairs can be made.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option("--max_cost", "--max-cost", help="Dollars that may be spent at the most.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", "--dry-run", help="Say what it would cost, and ask nothing.")
+    ] = False,
 ) -> None:
     """Have an Oracle correct the wrong attempts; what does not verify is kept with its reason."""
     from spot import stages
+    from spot.account import estimate
+    from spot.opening import Asking, open_ledger, open_oracle, open_verifier
     from spot.schema import Attempt, Dropped, Problem
     from spot.store import read_rows
 
-    keys = ("rectify", "problems.verifier", "problems.answer_pattern", "problems.world", "run.seed")
-    config = _overridden({"problems": {"source": str(problems)}}, overrides, keys, on_bad_row)
-    skip, dropped = config.run.on_bad_row, list[Dropped]()
-    replies = output.with_suffix(".replies.jsonl")
-    rows = stages.rectify(
-        read_rows(problems, Problem, skip, dropped),
-        read_rows(attempts, Attempt, skip, dropped),
-        stages.open_oracle(config.rectify, config.run.seed, config.problems.world, replies, skip, dropped),
-        stages.open_verifier(config.problems),
-        output,
-        console := _console(),
-        dropped,
-    )
-    told = f"{sum(row.accepted for row in rows)} of {len(rows)} corrections verified{_record(dropped, output)}"
+    keys = ("rectify", "student", "elicit", "filter.gamma", "problems.verifier", "problems.answer_pattern")
+    keys += ("problems.world", "run.seed")
+    flags = {"mode": mode, "candidates": candidates, "target_pairs": target_pairs, "max_cost": max_cost}
+    given = [f"rectify.{name}={value}" for name, value in flags.items() if value is not None]
+    raw: dict[str, Any] = {"problems": {"source": str(problems)}}
+    config = _overridden(raw, [*(overrides or []), *given], keys, on_bad_row)
+    skip, dropped, console = config.run.on_bad_row, list[Dropped](), _console()
+    rows = read_rows(problems, Problem, skip, dropped), read_rows(attempts, Attempt, skip, dropped)
+    if dry_run:
+        console.print(estimate(*rows, config), highlight=False, soft_wrap=True)
+        return
+    target, queue = stages.open_target(config.rectify), output.with_suffix(".human.sqlite")
+    with open_ledger(output.with_suffix(".ledger.sqlite")) as ledger:
+        corrections = stages.rectify(
+            *rows,
+            open_oracle(config, Asking(ledger, target, rows[0], queue, console.print, skip, dropped)),
+            open_verifier(config.problems),
+            output,
+            console,
+            dropped,
+            stages.within_gamma(config) if target is not None else None,
+        )
+    verified = sum(row.accepted for row in corrections)
+    told = f"{verified} of {len(corrections)} corrections verified{_record(dropped, output)}"
+    if target is not None and target.missing:
+        told += f"; of {target.wanted} pairs {target.missing} are missing: more attempts are needed"
     console.print(f"{output}: {told}", highlight=False, soft_wrap=True)
 
 
@@ -240,6 +266,7 @@ def eval_command(
     """Answer tasks with a model and print mean and standard error over questions."""
     from spot import stages
     from spot.evaluate.statistics import score
+    from spot.opening import open_model
     from spot.schema import Attempt
     from spot.store import read_rows
 
@@ -247,11 +274,46 @@ def eval_command(
     config = _overridden(raw, overrides, ("student", "evaluate", "problems"))
     console = _console()
     questions = stages.evaluation_problems(config.evaluate, config.problems, "error", [])
-    stages.evaluate(questions, stages.open_model(config.student), config.evaluate, output, "eval", console)
+    stages.evaluate(questions, open_model(config.student), config.evaluate, output, "eval", console)
     for task in questions:
         found = score(read_rows(output / f"{task}.jsonl", Attempt))
         error = "" if found.stderr is None else f" ± {100 * found.stderr:.1f}"
         console.print(f"{task}: {100 * found.mean:.1f}{error} (n = {found.n})", highlight=False)
+
+
+@app.command("ledger", epilog="Example: spot ledger runs/first --export requests.jsonl")
+def ledger_command(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory, or a ledger file.")],
+    export: Annotated[Path | None, typer.Option(help="Write every request and reply to this file (JSONL).")] = None,
+) -> None:
+    """What was asked and spent, by stage, model and outcome."""
+    from spot.account import export_ledger, print_ledger
+
+    print_ledger(run_dir, _console())
+    if export is not None:
+        typer.echo(f"{export}: {export_ledger(run_dir, export)} requests")
+
+
+@app.command("sets", epilog="Example: spot sets runs/first --sets rft,sft_plus --rows 1500")
+def sets_command(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a run.")],
+    overrides: Overrides = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of each set; as many as the smallest has.", min=1)] = None,
+    sets: Annotated[str, typer.Option(help="Which sets, separated by commas.")] = "sft,rft,sft_plus",
+) -> None:
+    """Write the baselines' data sets in TRL's format: Oracle's direct answers, student's right ones, corrections."""
+    from spot.config import load_config
+    from spot.sets import parse_names, told, write_sets
+    from spot.store import RunDirectory
+
+    names = parse_names(sets)
+    if not (run_dir / "config.yaml").exists():
+        raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
+    config = _overridden(load_config(run_dir / "config.yaml").model_dump(mode="json"), overrides, ("rectify",))
+    with RunDirectory(run_dir) as directory:
+        summary = write_sets(directory, config, names, rows, console := _console())
+        for line in told(summary, directory):
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command("report", epilog="Example: spot report runs/demo")
@@ -267,6 +329,37 @@ def report_command(run_dir: Annotated[Path, typer.Argument(help="The directory o
     with RunDirectory(run_dir) as directory:
         Pipeline(load_config(run_dir / "config.yaml"), directory, console, "spot run").report()
     _show(run_dir, console)
+
+
+@app.command("audit", epilog="Example: spot audit runs/demo")
+def audit_command(
+    run_dir: Annotated[Path, typer.Argument(help="The directory of a run that has pairs.")],
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow_overlap", "--allow-overlap", help="Go on where pairs are evaluation questions.")
+    ] = False,
+    skip_models: Annotated[
+        bool, typer.Option("--skip_models", "--skip-models", help="Load no weights, measure no likelihoods.")
+    ] = False,
+) -> None:
+    """Measure the pairs: how much they change, how likely they are, new errors, style, duplicates, overlap."""
+    from spot import stages
+    from spot.audit.run import audit, kept_questions
+    from spot.config import load_config
+    from spot.report.audit import print_audit, write_figures
+    from spot.store import RunDirectory
+
+    if not (run_dir / "config.yaml").exists():
+        raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
+    config, console = load_config(run_dir / "config.yaml"), _console()
+    with RunDirectory(run_dir) as run:
+        questions = kept_questions(run)
+        if not questions:
+            tasks = stages.evaluation_problems(config.evaluate, config.problems, "error", [])
+            questions = {task: rows for task, (rows, _) in tasks.items()}
+        summary = audit(run, config, questions, console, allow_overlap=allow_overlap, skip_models=skip_models)
+        written = [run_dir / "audit.json", run_dir / "audit.jsonl", *write_figures(run_dir, summary)]
+    print_audit(summary, console)
+    console.print(f"Written: {', '.join(map(str, written))}; spot report shows it", highlight=False, soft_wrap=True)
 
 
 @app.command("doctor", epilog="Example: spot doctor config.yaml")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spot.errors import UserError
 from spot.schema import Sampling
@@ -29,9 +29,16 @@ NOT_IDENTITY = frozenset(
         "run.stages",
         "run.on_bad_row",
         "report",
-        "student.concurrency",
-        "rectify.concurrency",
         "student.device",
+        *(
+            f"{section}.{key}"
+            for section in ("student", "rectify")
+            for key in (
+                *("concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
+                *("input_price", "output_price", "max_cost"),
+            )
+        ),
+        *("rectify.batch", "rectify.give_up"),
     }
 )
 
@@ -48,8 +55,14 @@ def _variable_name(name: str | None) -> str | None:
     return name
 
 
+def _urls_without_secrets(urls: str | list[str] | None) -> str | list[str] | None:
+    for url in [urls] if isinstance(urls, str) else urls or []:
+        _url_without_secrets(url)
+    return urls
+
+
 # Checked here, before the config is saved or shown anywhere; what they hold is never echoed.
-Url = Annotated[str | None, AfterValidator(_url_without_secrets)]
+Urls = Annotated[str | list[str] | None, AfterValidator(_urls_without_secrets)]
 KeyVariable = Annotated[str | None, AfterValidator(_variable_name)]
 SECRETIVE = ("base_url", "api_key_env")
 
@@ -70,12 +83,38 @@ class RunSection(Section):
     on_bad_row: Literal["error", "skip"] = "error"
 
 
-class StudentSection(Section):
+class EndpointSettings(Section):
+    """An OpenAI-compatible server, or several that share the work (`base_url` is then a list).
+
+    `concurrency` is the most requests in flight; it is found out how many the server takes. Prices are dollars per
+    million tokens. With `max_cost`, in dollars, no request is sent whose worst case would bring the run's ledger above
+    it. `extra_body` is merged into every request.
+    """
+
+    base_url: Urls = None
+    api_key_env: KeyVariable = None
+    concurrency: int = Field(default=16, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    timeout: float = Field(default=600.0, gt=0)
+    extra_body: dict[str, Any] = {}
+    input_price: float = Field(default=0.0, ge=0)
+    output_price: float = Field(default=0.0, ge=0)
+    max_cost: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _prices_for_a_limit(self) -> "EndpointSettings":
+        if self.max_cost is not None and not (self.input_price or self.output_price):
+            raise ValueError("max_cost needs input_price and output_price, in dollars per million tokens")
+        return self
+
+
+class StudentSection(EndpointSettings):
     """The model to improve. `model` is a directory, a hub name or `lab` (the bundled student).
 
     With `base_url` its answers come from an OpenAI-compatible server, where it is called `served_as`; the weights
-    that are trained are still `model`. A server decides by itself whether its model thinks: `extra_body` is merged into
-    every request, for example `{chat_template_kwargs: {enable_thinking: false}}`.
+    that are trained are still `model`. A server decides by itself whether its model thinks: give it, for example, the
+    `extra_body` `{chat_template_kwargs: {enable_thinking: false}}`.
     """
 
     model: str = "lab"
@@ -83,11 +122,7 @@ class StudentSection(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: int = Field(default=256, ge=1)
     enable_thinking: bool = False
-    base_url: Url = None
     served_as: str | None = None
-    api_key_env: KeyVariable = None
-    concurrency: int = Field(default=16, ge=1)
-    extra_body: dict[str, Any] = {}
 
 
 class ProblemsSection(Section):
@@ -119,21 +154,34 @@ class ElicitSection(SamplingSection):
     attempts: Path | None = None
 
 
-class RectifySection(Section):
-    """The Oracle: `scripted` (the lab's), `model` (an endpoint), `import` (a file) or the user's `module:function`."""
+class RectifySection(EndpointSettings):
+    """The Oracle: `model` (an endpoint), `self` (the student), `human`, `scripted` (the lab's), `import` (a file of
+    corrections) or the user's `module:function`.
+
+    `mode` says how a model corrects: `rewrite` (the whole answer), `patch` (edits of it) or `continue` (the first wrong
+    step; the student goes on from there, at most `max_rounds` times). Of `candidates` corrections the nearest is kept.
+    With `target_pairs` no more is asked than that many pairs within `filter.gamma` need, and where the wrong attempts
+    do not suffice the student is asked again, up to `max_samples` times a problem.
+    """
 
     oracle: str = "model"
     model: str | None = None
-    base_url: Url = None
-    api_key_env: KeyVariable = None
     path: Path | None = None
+    wrong_rate: float = Field(default=0.0, ge=0, le=1)  # of the lab's Oracle: how often it errs, and in which way
+    ambiguous_rate: float = Field(default=0.0, ge=0, le=1)
+    misfit_rate: float = Field(default=0.0, ge=0, le=1)
+    mode: Literal["rewrite", "patch", "continue"] = "rewrite"
+    batch: bool = False  # by the provider's batch interface: half the price (give that one), within a day
+    give_up: list[str] = []  # batches whose requests are asked again though nobody knows what became of them
+    candidates: int = Field(default=1, ge=1)
+    target_pairs: int | None = Field(default=None, ge=1)
+    max_samples: int = Field(default=8, ge=1)
+    max_rounds: int = Field(default=4, ge=1)
     with_answer: bool = True
     prompt: str | None = None
     temperature: float = Field(default=0.7, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_new_tokens: int = Field(default=32768, ge=1)
-    concurrency: int = Field(default=16, ge=1)
-    extra_body: dict[str, Any] = {}
 
 
 class FilterSection(Section):

@@ -180,11 +180,11 @@ def _endpoints(config: Mapping[str, Any], timeout: float) -> Iterator[Check]:
         if not isinstance(values, Mapping):
             continue
         fields = cast(Mapping[str, Any], values)
-        url, key_env = fields.get("base_url"), fields.get("api_key_env")
-        if url is None or (url, key_env) in seen:
-            continue
-        seen.add((url, key_env))
-        yield _endpoint(f"{section} endpoint", str(url), key_env, timeout)
+        urls, key_env = fields.get("base_url"), fields.get("api_key_env")
+        for url in [urls] if isinstance(urls, str) else urls or []:
+            if (url, key_env) not in seen:
+                seen.add((url, key_env))
+                yield _endpoint(f"{section} endpoint", str(url), key_env, timeout)
 
 
 def _endpoint(name: str, base_url: str, key_env: str | None, timeout: float) -> Check:

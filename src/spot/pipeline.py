@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
@@ -20,10 +21,14 @@ from spot.config import NOT_IDENTITY, RunConfig, Stage
 from spot.errors import UserError
 from spot.evaluate.overlap import overlap_note
 from spot.hub import check_model_name, model_path
+from spot.opening import Asking, open_ledger, open_model, open_oracle, open_verifier
 from spot.rectify.run import objections
 from spot.schema import Attempt, Dropped, Pair, Problem, Rectification
 from spot.store import RunDirectory, read_dropped, read_rows, write_atomic, write_rows
 from spot.verify.pool import SHARED
+
+if TYPE_CHECKING:
+    from spot.models.ledger import Ledger
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "openai", "math-verify", "rapidfuzz")
 # ru_maxrss is in KiB on Linux and in bytes on macOS.
@@ -34,7 +39,7 @@ RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 MADE_WITH = {
     "student": ("attempts.jsonl",),
     "elicit": ("attempts.jsonl",),
-    "rectify": ("oracle_replies.jsonl", "rectifications.jsonl"),
+    "rectify": ("rectifications.jsonl",),
     "filter": ("pairs.jsonl",),
     "train": ("checkpoints/checkpoint-*", "model"),
     "evaluate": ("eval",),
@@ -68,13 +73,12 @@ def preflight(
     if "train" in ahead:
         yield "student.enable_thinking", partial(_check_thinking, config)
     yield "student", partial(check_model_name, student)
-    yield "problems.verifier", partial(stages.open_verifier, config.problems)
+    yield "problems.verifier", partial(open_verifier, config.problems)
     # A run keeps its questions from the first go on; the lab's need no look.
     if "elicit" in ahead and config.problems.source != "lab" and not (run.dir / "problems.jsonl").exists():
         yield "problems.source", partial(stages.load_problems, config.problems, run.seed, skip, [])
     if "rectify" in ahead:
-        oracle = partial(stages.open_oracle, config.rectify, run.seed, config.problems.world, None, skip, [])
-        yield "rectify.oracle", oracle
+        yield "rectify.oracle", partial(open_oracle, config, Asking(on_bad_row=skip))
     if "evaluate" in ahead:
         yield "evaluate.tasks", partial(stages.evaluation_problems, config.evaluate, config.problems, skip, [])
     # Last, since these load torch.
@@ -105,13 +109,6 @@ class Pipeline:
         ahead: list[Stage] = [stage for stage in self.config.run.stages if not self.run.is_complete(stage)]
         for _, step in preflight(self.config, ahead):
             step()
-
-    def _oracle(self, dropped: list[Dropped]) -> Any:
-        config = self.config
-        raw_path = self.run / "oracle_replies.jsonl"
-        return stages.open_oracle(
-            config.rectify, config.run.seed, config.problems.world, raw_path, config.run.on_bad_row, dropped
-        )
 
     def describe(self) -> None:
         """Record versions and the commit that this run was made with."""
@@ -151,44 +148,56 @@ class Pipeline:
             write_rows(path, rows)
         return read_rows(path, Problem)
 
+    def _ledger(self) -> "Ledger":
+        return open_ledger(self.run / "ledger.sqlite")
+
     def elicit(self) -> str:
         """Ask the student."""
+        return stages.tally(self._elicit(self.config.elicit.samples))
+
+    def _elicit(self, samples: int) -> list[Attempt]:
+        """The student's attempts, `samples` a problem unless they are imported."""
         config = self.config
-        verifier = stages.open_verifier(config.problems)
         bad_rows: list[Dropped] = []
-        attempts = stages.elicit(
-            self.problems(),
-            config.student,
-            config.elicit,
-            verifier,
-            config.run.seed,
-            self.run / "attempts.jsonl",
-            self.console,
-            config.run.on_bad_row,
-            bad_rows,
-        )
+        asked = config.elicit.attempts is None
+        with self._ledger() if asked and config.student.base_url else nullcontext() as ledger:
+            attempts = stages.elicit(
+                self.problems(),
+                open_model(config.student, ledger=ledger) if asked else None,
+                config.elicit.model_copy(update={"samples": samples}),
+                open_verifier(config.problems),
+                config.run.seed,
+                self.run / "attempts.jsonl",
+                self.console,
+                config.run.on_bad_row,
+                bad_rows,
+            )
         useless = [attempt for attempt in attempts if attempt.outcome in ("truncated", "unscored")]
         self._drop(
             "elicit",
             bad_rows
             + [Dropped(stage="elicit", id=row.id, reason=row.outcome, detail=row.verdict.reason) for row in useless],
         )
-        return stages.tally(attempts)
+        return attempts
 
     def rectify(self) -> str:
         """Ask the Oracle."""
-        config = self.config
         unused: list[Dropped] = []
-        oracle = self._oracle(unused)
-        rows = stages.rectify(
-            self.problems(),
-            self._attempts(),
-            oracle,
-            stages.open_verifier(config.problems),
-            self.run / "rectifications.jsonl",
-            self.console,
-            unused,
-        )
+        target = stages.open_target(self.config.rectify)
+        with self._ledger() as ledger:
+            asking = Asking(
+                ledger,
+                target,
+                self.problems(),
+                self.run / "human.sqlite",
+                partial(self.console.print, highlight=False, soft_wrap=True),
+                self.config.run.on_bad_row,
+                unused,
+            )
+            rows = self._rectified(asking, self._attempts())
+            while target is not None and target.missing and (more := self._more_attempts()):
+                unused.clear()
+                rows = self._rectified(asking, more)
         self._drop(
             "rectify",
             unused + [Dropped(stage="rectify", id=row.id, reason=row.reason) for row in rows if not row.accepted],
@@ -196,7 +205,27 @@ class Pipeline:
         accepted = sum(row.accepted for row in rows)
         if not accepted:
             self._none_accepted(rows)
-        return f"{accepted:,} of {len(rows):,} corrections verified"
+        missing = f"; of {target.wanted:,} pairs {target.missing:,} are missing" if target and target.missing else ""
+        return f"{accepted:,} of {len(rows):,} corrections verified{missing}"
+
+    def _rectified(self, asking: Asking, attempts: list[Attempt]) -> list[Rectification]:
+        return stages.rectify(
+            self.problems(),
+            attempts,
+            open_oracle(self.config, asking),
+            open_verifier(self.config.problems),
+            self.run / "rectifications.jsonl",
+            self.console,
+            asking.dropped,
+            stages.within_gamma(self.config) if asking.target is not None else None,
+        )
+
+    def _more_attempts(self) -> list[Attempt]:
+        """All attempts after one more sample a problem, or none where there may be no more."""
+        samples = 1 + max(attempt.sample for attempt in self._attempts())
+        if self.config.elicit.attempts is not None or samples >= self.config.rectify.max_samples:
+            return []
+        return self._elicit(samples + 1)
 
     def _none_accepted(self, rows: list[Rectification]) -> NoReturn:
         """Stop here, where the mend is: nothing that follows can do without a correction."""
@@ -211,7 +240,12 @@ class Pipeline:
         """Make the pairs."""
         rows = read_rows(self._needs("rectifications.jsonl", "rectify"), Rectification)
         filtered = stages.make_pairs(
-            self.problems(), self._attempts(), rows, model_path(self.config.student.model), self.config.filter
+            self.problems(),
+            self._attempts(),
+            rows,
+            model_path(self.config.student.model),
+            self.config.filter,
+            self.config.rectify.target_pairs,
         )
         write_rows(self.run / "pairs.jsonl", filtered.pairs)
         write_atomic(self.run / "change_ratios.json", json.dumps([round(ratio, 6) for ratio in filtered.ratios]))
@@ -256,7 +290,7 @@ class Pipeline:
         trained = self._needs("model", "train")
         for side, weights in {"before": None, "after": trained}.items():
             # Both in process, so that nothing but the weights differs.
-            model = stages.open_model(config.student.model_copy(update={"base_url": None}), weights)
+            model = open_model(config.student.model_copy(update={"base_url": None}), weights)
             stages.evaluate(tasks, model, config.evaluate, self.run / "eval" / side, side, self.console)
             del model
             gc.collect()  # one model at a time in memory

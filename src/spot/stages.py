@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -18,14 +18,15 @@ from spot.config import (
     FilterSection,
     ProblemsSection,
     RectifySection,
+    RunConfig,
     SamplingSection,
-    StudentSection,
     TrainSection,
 )
 from spot.errors import UserError
-from spot.hub import fingerprint, load_tokenizer, model_path
+from spot.hub import load_tokenizer, model_path
+from spot.opening import open_verifier
 from spot.progress import bar
-from spot.schema import Attempt, Counts, Dropped, Pair, Problem, Rectification, Sampling
+from spot.schema import Attempt, Counts, Dropped, Pair, Problem, Rectification
 from spot.store import Appender, OnBadRow, read_rows
 from spot.verify.base import Verifier
 
@@ -33,38 +34,12 @@ if TYPE_CHECKING:
     from spot.models.base import Model
     from spot.pairs.filter import Filtered
     from spot.rectify.base import Oracle
+    from spot.rectify.run import Within
+    from spot.rectify.target import Target
     from spot.train.config import SpotConfig
     from spot.train.run import TrainResult
 
-Needed = TypeVar("Needed")
-
 LAB_FAMILIES = ("in_domain", "ood", "instructions")
-
-
-def open_model(section: StudentSection, trained: Path | None = None) -> "Model":
-    """The student, behind its endpoint or in process; or in process what it became by training.
-
-    Rows call the student by `student.model` and the other `trained`, with a fingerprint of the files.
-    """
-    if section.base_url is not None and trained is None:
-        from spot.models.endpoint import EndpointModel
-
-        name = section.served_as or section.model
-        return EndpointModel(
-            name, section.base_url, section.api_key_env, section.concurrency, extra_body=section.extra_body
-        )
-    from spot.models.local import LocalModel
-
-    path = model_path(section.model) if trained is None else str(trained)
-    label = section.model if trained is None else "trained"
-    return LocalModel(
-        path,
-        batch_size=section.batch_size,
-        device=section.device,
-        dtype=section.dtype,
-        enable_thinking=section.enable_thinking,
-        name=f"{label}@{fingerprint(Path(path))}" if Path(path).is_dir() else label,
-    )
 
 
 def load_problems(section: ProblemsSection, seed: int, on_bad_row: OnBadRow, dropped: list[Dropped]) -> list[Problem]:
@@ -77,13 +52,6 @@ def load_problems(section: ProblemsSection, seed: int, on_bad_row: OnBadRow, dro
     if not rows:
         raise UserError(f"{section.source}: no problems")
     return rows
-
-
-def open_verifier(section: ProblemsSection) -> Verifier:
-    """The verifier of a run's problems."""
-    from spot.verify.resolve import resolve
-
-    return resolve(section.verifier, section.answer_pattern)
 
 
 def ask(
@@ -119,7 +87,7 @@ def ask(
 
 def elicit(
     problems: Sequence[Problem],
-    student: StudentSection,
+    model: "Model | None",
     section: ElicitSection,
     verifier: Verifier,
     seed: int,
@@ -133,52 +101,8 @@ def elicit(
         from spot.answer import import_answers
 
         return import_answers(section.attempts, problems, verifier, output, on_bad_row, dropped)
-    return ask(problems, open_model(student), verifier, section, seed, output, "elicit", console)
-
-
-def open_oracle(
-    section: RectifySection,
-    seed: int,
-    world: str,
-    raw_path: Path | None,
-    on_bad_row: OnBadRow = "error",
-    dropped: list[Dropped] | None = None,
-) -> "Oracle":
-    """The Oracle that a config names; bad rows of a file of corrections go to `dropped` if skipped."""
-    if section.oracle == "scripted":
-        from spot.lab.oracle import ScriptedOracle
-        from spot.lab.world import World
-
-        return ScriptedOracle(World.load(world))
-    if section.oracle == "import":
-        from spot.rectify.imported import ImportedOracle
-
-        path = _needed(section.path, "rectify.path", "the file of corrections")
-        return ImportedOracle(path, on_bad_row=on_bad_row, dropped=dropped)
-    if section.oracle == "model":
-        from spot.models.endpoint import EndpointModel
-        from spot.rectify.model_oracle import ModelOracle
-
-        name = _needed(section.model, "rectify.model", "the Oracle's name at its endpoint")
-        base_url = _needed(section.base_url, "rectify.base_url", "for example https://host/v1")
-        model = EndpointModel(name, base_url, section.api_key_env, section.concurrency, extra_body=section.extra_body)
-        sampling = Sampling(
-            temperature=section.temperature, top_p=section.top_p, max_new_tokens=section.max_new_tokens, seed=seed
-        )
-        return ModelOracle(model, section.with_answer, section.prompt, sampling, raw_path=raw_path)
-    if ":" not in section.oracle:
-        raise UserError(
-            f"rectify.oracle: unknown Oracle {section.oracle!r}; known: scripted, model, import, module:function"
-        )
-    from spot.rectify.own import load_oracle
-
-    return load_oracle(section.oracle)
-
-
-def _needed(value: Needed | None, key: str, meaning: str) -> Needed:
-    if value is None:
-        raise UserError(f"{key} is not set; this Oracle needs it ({meaning})")
-    return value
+    assert model is not None
+    return ask(problems, model, verifier, section, seed, output, "elicit", console)
 
 
 def rectify(
@@ -189,8 +113,12 @@ def rectify(
     output: Path,
     console: Console,
     dropped: list[Dropped],
+    within: "Within | None" = None,
 ) -> list[Rectification]:
-    """Corrections of the wrong attempts, each verified; those of a file that correct none of them go to `dropped`."""
+    """Corrections of the wrong attempts, each verified; those of a file that correct none of them go to `dropped`.
+
+    `within` says whether a verified correction, given with what it corrects, is near enough for a pair.
+    """
     from spot.rectify.base import Failure
     from spot.rectify.imported import ImportedOracle
     from spot.rectify.run import rectify as run_rectify
@@ -210,18 +138,38 @@ def rectify(
     if isinstance(oracle, ImportedOracle):
         dropped += oracle.unused(attempts)
     rows = stored(output, {failure.attempt.id for failure in failures}, oracle)
-    done = {row.attempt_id for row in rows}
     tally = Counter("accepted" if row.accepted else row.reason for row in rows)
     with bar(console, "rectify") as progress, Appender(output) as appender:
 
         def show(new: Sequence[Rectification]) -> None:
             rows.extend(new)
             tally.update("accepted" if row.accepted else row.reason for row in new)
-            progress.update(len(rows), len(failures), _note(tally))
+            progress.update(len(rows), len(failures) * getattr(oracle, "candidates", 1), _note(tally))
 
-        asyncio.run(run_rectify(failures, oracle, verifier, appender, done=done, on_progress=show))
+        asyncio.run(run_rectify(failures, oracle, verifier, appender, stored=rows, within=within, on_progress=show))
     order = {failure.attempt.id: i for i, failure in enumerate(failures)}
     return sorted(rows, key=lambda row: (order[row.attempt_id], row.candidate))
+
+
+def open_target(section: RectifySection) -> "Target | None":
+    """Who counts the pairs that are wanted, where their number is set."""
+    from spot.rectify.target import Target
+
+    return None if section.target_pairs is None else Target(section.target_pairs)
+
+
+def within_gamma(config: RunConfig) -> "Within":
+    """Whether a correction is near enough for a pair, by the student's tokenizer."""
+    from spot.pairs.change import change_ratio
+    from spot.pairs.tokens import load_encoder
+
+    encode, gamma = load_encoder(model_path(config.student.model)), config.filter.gamma
+
+    def within(rejected: str, chosen: str) -> bool:
+        ids = encode(rejected), encode(chosen)
+        return all(ids) and ids[0] != ids[1] and change_ratio(*ids) <= gamma
+
+    return within
 
 
 def make_pairs(
@@ -230,8 +178,9 @@ def make_pairs(
     rectifications: Sequence[Rectification],
     student: str,
     section: FilterSection,
+    target_pairs: int | None = None,
 ) -> "Filtered":
-    """Pairs within gamma, by the student's tokenizer, in the order of problems and samples.
+    """Pairs within gamma, by the student's tokenizer, in the order of problems and samples; no more than wanted.
 
     Raises `UserError` where none is left.
     """
@@ -244,11 +193,12 @@ def make_pairs(
     from spot.pairs.filter import make_pairs as run_filter
     from spot.pairs.tokens import load_encoder
 
+    most = min(filter(None, (section.max_pairs, target_pairs)), default=None)
     # Replies of an endpoint come in any order; what is trained on, and in which order, must not hang on that.
     ordered = sorted(
         rectifications, key=lambda row: (place[row.problem_id], attempt_of[row.attempt_id].sample, row.candidate)
     )
-    filtered = run_filter(problems, attempts, ordered, load_encoder(student), section.gamma, section.max_pairs)
+    filtered = run_filter(problems, attempts, ordered, load_encoder(student), section.gamma, most)
     if not filtered.pairs:
         from spot.rectify.run import objections
 

@@ -269,11 +269,12 @@ def read_dropped(path: Path) -> list[Dropped]:
     return [Dropped.model_validate_json(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
-# What a run writes into its directory; `--overwrite` deletes these and nothing else.
+# What a run writes into its directory; `--overwrite` deletes these and nothing else. Not the ledger and what
+# people have corrected: that is paid for, and is found again by what was asked.
 RUN_FILES = (
-    *("problems.jsonl", "attempts.jsonl", "oracle_replies.jsonl", "rectifications.jsonl", "pairs.jsonl"),
+    *("problems.jsonl", "attempts.jsonl", "rectifications.jsonl", "pairs.jsonl"),
     *("dropped.jsonl", "change_ratios.json", "metrics.jsonl", "summary.json", "report.html", "figures", "checkpoints"),
-    *("model", "eval", "config.yaml", "manifest.json"),
+    *("model", "eval", "sets", "oracle_attempts.jsonl", "audit.jsonl", "audit.json", "config.yaml", "manifest.json"),
 )
 
 
@@ -377,7 +378,8 @@ class RunDirectory:
 
 def _holds_anything(path: Path) -> bool:
     """Whether `path` holds more than what a kill right at the start of a run leaves."""
-    return any(not entry.name.endswith(".tmp") and entry.name != ".lock" for entry in path.iterdir())
+    names = (entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp"))
+    return any(name != ".lock" and not name.startswith("ledger.sqlite") for name in names)
 
 
 def _difference(old: Any, new: Any, ignoring: frozenset[str], prefix: str = "") -> str:

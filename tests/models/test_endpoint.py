@@ -1,6 +1,4 @@
 import asyncio
-import contextlib
-import json
 import socket
 import time
 import traceback
@@ -9,18 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tests.fake_server import Answer, FakeServer, Seen, completion, failure
 
 from spot.errors import RunFailed, StoppedEarly, UserError
-from spot.models import wire
 from spot.models.base import Reply, Request
 from spot.models.endpoint import PATIENCE, EndpointModel, RetryPolicy, checked_base_url, read_key
 from spot.schema import Message, Sampling
 
 KEY = "sk-planted-0123456789abcdef"
-UNHURRIED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 QUICK = RetryPolicy(tries=3, first_wait=0.01, longest_wait=0.02, longest_retry_after=2)
 
 
@@ -371,47 +365,3 @@ def test_fingerprint_tells_endpoints_apart() -> None:
     ]
     assert len({model.fingerprint for model in models}) == len(models)
     assert models[0].fingerprint == EndpointModel("m", "http://h/v1/").fingerprint
-
-
-@UNHURRIED
-@given(st.binary(max_size=200))
-def test_no_body_crashes_the_reader(body: bytes) -> None:
-    with contextlib.suppress(wire.UnreadableError):
-        wire.read_completion("a", body)
-
-
-def _objects(values: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
-    names = st.sampled_from(["choices", "message", "content", "finish_reason", "error"])
-    return st.lists(values, max_size=2) | st.dictionaries(names, values, max_size=3)
-
-
-@UNHURRIED
-@given(st.recursive(st.none() | st.integers() | st.text(max_size=5), _objects, max_leaves=8))
-def test_no_json_crashes_the_reader(value: object) -> None:
-    wire.read_completion("a", json.dumps(value).encode())
-
-
-@UNHURRIED
-@given(st.text())
-def test_one_line_is_one_short_line(text: str) -> None:
-    line = wire.one_line(text)
-    assert len(line) <= 300
-    assert line.splitlines() in ([line], [])
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({}, None),
-        ({"retry-after": "2"}, 2.0),
-        ({"retry-after": "1.5"}, 1.5),
-        ({"retry-after": "-3"}, 0.0),
-        ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
-        ({"retry-after": "nan"}, None),
-        ({"retry-after": "inf"}, None),
-        ({"retry-after": "soon"}, None),
-        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
-    ],
-)
-def test_retry_after_forms(headers: dict[str, str], seconds: float | None) -> None:
-    assert wire.retry_after(headers) == seconds

@@ -93,3 +93,19 @@ def test_every_accepted_correction_is_a_pair_or_dropped(gamma: float) -> None:
     found = make_pairs(*given_rows, encode, gamma)
     assert len(found.pairs) + len(found.dropped) == 6
     assert all(pair.change_ratio <= gamma for pair in found.pairs)
+
+
+def test_of_several_corrections_the_nearest_within_gamma_becomes_the_pair() -> None:
+    problems, attempts, [first] = rows([("abcdefgh", "abcdwxyz", True)])
+    texts = {0: "abcdwxyz", 1: "ab", 2: "abcdefgz", 3: "abcdefzz", 4: "abcdefgx"}  # 1 only deletes: eq. 1 gives it 0
+    candidates = [
+        first.model_copy(update={"id": f"p0#0~o.{number}", "candidate": number, "response": text})
+        for number, text in texts.items()
+    ]
+    refused = first.model_copy(update={"id": "p0#0~o.5", "response": "abcdefg", "accepted": False})
+    found = make_pairs(problems, attempts, [*candidates, refused], encode, gamma=0.3, max_pairs=1)
+    assert [pair.id for pair in found.pairs] == ["p0#0~o.2"]  # as near as 4, and before it
+    reasons = {row.id: row.reason for row in found.dropped}
+    assert reasons == {
+        "p0#0~o.0": "over_gamma", "p0#0~o.1": "not_nearest", "p0#0~o.3": "not_nearest", "p0#0~o.4": "not_nearest",
+    }  # fmt: skip

@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from tests.rectify.conftest import MakeFailure
 from spot.errors import StoppedEarly, UserError
 from spot.models.base import Reply, Request
 from spot.models.endpoint import EndpointModel, RetryPolicy
+from spot.models.ledger import Ledger
+from spot.models.recorded import RecordedModel
 from spot.rectify.base import Correction, Failure
-from spot.rectify.model_oracle import ModelOracle, RawReply
-from spot.schema import Sampling
-from spot.store import read_rows
+from spot.rectify.model_oracle import Continuation, ModelOracle
+from spot.rectify.parse import Markers
+from spot.rectify.patch import Edit
+from spot.schema import Problem, Sampling, Verdict
 
 KEY = "sk-planted-fedcba9876543210"
 SAMPLING = Sampling(max_new_tokens=50)
@@ -91,69 +95,166 @@ def test_reasons(script: Callable[[Request], Reply], reason: str, has_text: bool
 
 
 def test_a_rerun_asks_nothing_twice_and_parses_again(make_failure: MakeFailure, tmp_path: Path) -> None:
-    raw = tmp_path / "raw.jsonl"
     failures = [make_failure(number) for number in range(10)]
     whole = correct(ModelOracle(ScriptedModel(right), with_answer=True, sampling=SAMPLING), failures)
 
-    killed = ScriptedModel(right, stop_after=4)
-    with pytest.raises(StoppedEarly):
-        correct(ModelOracle(killed, with_answer=True, sampling=SAMPLING, raw_path=raw), failures)
-    with raw.open("ab") as file:
-        file.write(b'{"key": "torn')
-    resumed = ScriptedModel(right)
-    second = correct(ModelOracle(resumed, with_answer=True, sampling=SAMPLING, raw_path=raw), failures)
+    def again(stop_after: int | None = None) -> tuple[dict[str, Correction], list[str]]:
+        model = ScriptedModel(right, stop_after)
+        with Ledger(tmp_path / "ledger.sqlite") as ledger:
+            recorded = RecordedModel(model, ledger, "rectify")
+            try:
+                return correct(ModelOracle(recorded, with_answer=True, sampling=SAMPLING), failures), model.asked
+            except StoppedEarly:
+                return {}, model.asked
 
+    _, killed = again(stop_after=4)
+    second, resumed = again()
     assert second == whole
-    assert len(killed.asked) == 4
-    assert sorted(killed.asked + resumed.asked) == sorted({*killed.asked, *resumed.asked})
-    third = ScriptedModel(right)
-    assert correct(ModelOracle(third, with_answer=True, sampling=SAMPLING, raw_path=raw), failures) == whole
-    assert third.asked == []
+    assert len(killed) == 4 and sorted(killed + resumed) == sorted({*killed, *resumed})
+    assert again() == (whole, [])
 
 
 def test_a_raw_reply_is_on_the_disk_before_it_is_parsed(
     make_failure: MakeFailure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    raw = tmp_path / "raw.jsonl"
-
     def explode(*_: object) -> None:
         raise RuntimeError("a bug in the parser")
 
     monkeypatch.setattr("spot.rectify.model_oracle.extract_block", explode)
-    with pytest.raises(RuntimeError):
-        correct(ModelOracle(ScriptedModel(right), with_answer=True, raw_path=raw), [make_failure()])
-    (row,) = read_rows(raw, RawReply)
-    assert "\\boxed{4}" in row.text
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        with pytest.raises(RuntimeError):
+            oracle = ModelOracle(RecordedModel(ScriptedModel(right), ledger, "rectify"), with_answer=True)
+            correct(oracle, [make_failure()])
+        [row] = ledger.rows()
+    assert "\\boxed{4}" in row["text"]
 
 
-def test_any_change_of_what_is_asked_is_asked_anew(make_failure: MakeFailure, tmp_path: Path) -> None:
-    raw = tmp_path / "raw.jsonl"
-
-    def asked(with_answer: bool = True, sampling: Sampling = SAMPLING, response: str = "5", name: str = "a") -> int:
-        model = ScriptedModel(right)
-        model.name = name
-        oracle = ModelOracle(model, with_answer, sampling=sampling, raw_path=raw)
-        correct(oracle, [make_failure(response=response)])
-        return len(model.asked)
-
-    assert asked() == 1
-    assert asked() == 0
-    assert asked(with_answer=False) == 1
-    assert asked(sampling=Sampling(max_new_tokens=51)) == 1
-    assert asked(sampling=Sampling(max_new_tokens=50, seed=1)) == 1
-    assert asked(response="6") == 1
-    assert asked(name="b") == 1
-    assert asked() == 0
+def test_the_ledger_key_is_that_of_the_request(make_failure: MakeFailure, tmp_path: Path) -> None:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        oracle = ModelOracle(RecordedModel(ScriptedModel(right), ledger, "rectify"), with_answer=True)
+        assert correct(oracle, [make_failure()])["p0#0"].ledger_key == next(ledger.rows())["key"]
 
 
-def test_errors_are_on_record_but_asked_again(make_failure: MakeFailure, tmp_path: Path) -> None:
-    raw = tmp_path / "raw.jsonl"
-    failing = ScriptedModel(lambda request: Reply(request.id, "", "error", error="HTTP 500"))
-    correct(ModelOracle(failing, with_answer=True, raw_path=raw), [make_failure()])
-    again = ScriptedModel(right)
-    assert correct(ModelOracle(again, with_answer=True, raw_path=raw), [make_failure()])["p0#0"].reason == ""
-    assert len(again.asked) == 1
-    assert [row.error for row in read_rows(raw, RawReply)] == ["HTTP 500", ""]
+def test_a_cut_off_reply_is_asked_for_once_more_with_twice_the_tokens(make_failure: MakeFailure) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Cut(ScriptedModel):
+        async def generate(
+            self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
+        ) -> AsyncIterator[list[Reply]]:
+            asked.extend((request.attempt, sampling.max_new_tokens) for request in requests)
+            enough = sampling.max_new_tokens > 50 and "p1" not in requests[0].id
+            yield [marked(request, "\\boxed{4}", "stop" if enough else "length") for request in requests]
+
+    oracle = ModelOracle(Cut(right), with_answer=True, sampling=SAMPLING)
+    assert correct(oracle, [make_failure(0)])["p0#0"].text == "\\boxed{4}"
+    assert correct(oracle, [make_failure(1)])["p1#0"].reason == "truncated"
+    assert asked == [(0, 50), (1, 100)] * 2
+
+
+def test_candidates_are_requests_of_their_own(make_failure: MakeFailure) -> None:
+    model = ScriptedModel(right)
+    oracle = ModelOracle(model, with_answer=True, sampling=SAMPLING, candidates=3)
+
+    async def run() -> list[Correction]:
+        return [one async for group in oracle.correct([make_failure(0), make_failure(1)]) for one in group]
+
+    corrections = asyncio.run(run())
+    assert [(one.attempt_id, one.candidate) for one in corrections] == [
+        (f"p{number}#0", candidate) for candidate in range(3) for number in range(2)
+    ]
+    assert len({one.ledger_key for one in corrections}) == 6
+
+
+def test_a_simplified_reply_needs_no_markers(make_failure: MakeFailure) -> None:
+    model = ScriptedModel(lambda request: Reply(request.id, "<think>hm</think> 2 + 2 = 4, so \\boxed{4}", "stop"))
+    oracle = ModelOracle(model, with_answer=True, prompt="simplified", sampling=SAMPLING)
+    correction = correct(oracle, [make_failure()])["p0#0"]
+    assert correction.text == "2 + 2 = 4, so \\boxed{4}"
+    assert str(correction.prompt_version).startswith("simplified_with_answer.v1.plain@")
+
+
+LONG = "First, 2 + 2 = 5.\nThen 5 is the sum.\nSo \\boxed{5}"
+
+
+def block(request: Request, *edits: tuple[str, str]) -> Reply:
+    [nonce] = set(re.findall(r"<result-(\w+)>", request.messages[-1].content))
+    markers = Markers(nonce)
+    return Reply(request.id, markers.enclose("\n".join(Edit(old, new).written(markers) for old, new in edits)), "stop")
+
+
+def test_patches_leave_the_rest_as_it_is(make_failure: MakeFailure) -> None:
+    edits = (("2 + 2 = 5", "2 + 2 = 4"), ("Then 5", "Then 4"), ("{5}", "{4}"))
+    model = ScriptedModel(lambda request: block(request, *edits))
+    oracle = ModelOracle(model, with_answer=True, sampling=SAMPLING, mode="patch")
+    assert oracle.mode == "patch"
+    assert correct(oracle, [make_failure(response=LONG)])["p0#0"].text == LONG.replace("5", "4")
+
+
+def test_edits_that_do_not_apply_are_told_back_once(make_failure: MakeFailure) -> None:
+    told: list[str] = []
+
+    def script(request: Request) -> Reply:
+        if request.attempt == 0:
+            return block(request, ("5", "4"))
+        told.append(request.messages[-1].content)
+        assert [message.role for message in request.messages] == ["user", "assistant", "user"]
+        return block(request, ("2 + 2 = 5", "2 + 2 = 4")) if "p0" in request.id else block(request, ("6", "4"))
+
+    oracle = ModelOracle(ScriptedModel(script), with_answer=True, sampling=SAMPLING, mode="patch")
+    found = correct(oracle, [make_failure(0, response=LONG), make_failure(1, response=LONG)])
+    assert found["p0#0"].text == LONG.replace("2 + 2 = 5", "2 + 2 = 4")
+    assert (found["p1#0"].text, found["p1#0"].reason) == (None, "does_not_apply")
+    assert len(told) == 2 and "3 times" in told[0]
+
+
+class Student:
+    """Goes on from a prefix as it is told, and remembers what it was given."""
+
+    name = "student"
+
+    def __init__(self, *continuations: str) -> None:
+        self.prefixes: list[str] = []
+        self._continuations = iter(continuations)
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
+    ) -> AsyncIterator[list[Reply]]:
+        for request in requests:
+            self.prefixes.append(request.prefix)
+            assert request.messages[-1].content == "What is 2 + 2?"
+            yield [Reply(request.id, next(self._continuations), "stop")]
+
+
+def continuing(student: Student, max_rounds: int = 4) -> Continuation:
+    def verify(response: str, problem: Problem) -> Verdict:
+        return Verdict(correct="\\boxed{4}" in response)
+
+    return Continuation(student, SAMPLING, verify, max_rounds)
+
+
+def test_the_student_goes_on_from_the_first_wrong_step_until_it_is_right(make_failure: MakeFailure) -> None:
+    def script(request: Request) -> Reply:
+        if request.attempt == 0:
+            return block(request, ("First, 2 + 2 = 5.", "First, 2 + 2 = 4."))
+        assert "Then 3 is the sum." in request.messages[-1].content
+        return block(request, ("Then 3 is the sum.", "Then 4 is the sum."))
+
+    student = Student("Then 3 is the sum.\nSo \\boxed{3}", "So \\boxed{4}")
+    oracle = ModelOracle(
+        ScriptedModel(script), True, sampling=SAMPLING, mode="continue", continuation=continuing(student)
+    )
+    correction = correct(oracle, [make_failure(response=LONG)])["p0#0"]
+    assert correction.text == "First, 2 + 2 = 4.\nThen 4 is the sum.\nSo \\boxed{4}"
+    assert student.prefixes == ["First, 2 + 2 = 4.\n", "First, 2 + 2 = 4.\nThen 4 is the sum.\n"]
+
+
+def test_rounds_end(make_failure: MakeFailure) -> None:
+    model = ScriptedModel(lambda request: block(request, ("First, 2 + 2 = 5.", "First, 2 + 2 = 4.")))
+    oracle = ModelOracle(
+        model, True, sampling=SAMPLING, mode="continue", continuation=continuing(Student("So \\boxed{7}"), 1)
+    )
+    assert correct(oracle, [make_failure(response=LONG)])["p0#0"].text == "First, 2 + 2 = 4.\nSo \\boxed{7}"
 
 
 def test_a_bad_prompt_stops_before_anything_is_asked() -> None:
@@ -175,12 +276,10 @@ def test_behind_a_server_with_faults_no_key_is_written(
         start, end = markers_of(seen.question)
         return completion(f"{start}\n\\boxed{{4}}\n{end}")
 
-    raw = tmp_path / "raw.jsonl"
     failures = [make_failure(number, prompt=f"p{number}: 2 + 2?") for number in range(12)]
-    with FakeServer(script) as server:
+    with FakeServer(script) as server, Ledger(tmp_path / "ledger.sqlite") as ledger:
         model = EndpointModel("m", server.url, "SPOT_TEST_KEY", retry=RetryPolicy(first_wait=0.01))
-        corrections = correct(ModelOracle(model, with_answer=True, raw_path=raw), failures)
+        corrections = correct(ModelOracle(RecordedModel(model, ledger, "rectify"), with_answer=True), failures)
     assert {id for id, correction in corrections.items() if correction.text != "\\boxed{4}"} == {"p7#0"}
-    written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
-    assert b"[SPOT_TEST_KEY]" in written
-    assert KEY.encode() not in written
+    assert (tmp_path / "ledger.sqlite").stat().st_size
+    assert KEY.encode() not in b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())

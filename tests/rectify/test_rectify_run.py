@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -7,9 +8,14 @@ import pytest
 from tests.rectify.conftest import MakeFailure
 
 from spot.errors import UserError
+from spot.models.base import Gate, NoMore, Reply, Request
+from spot.models.ledger import Ledger
+from spot.models.recorded import RecordedModel
 from spot.rectify.base import Correction, Failure, Oracle
+from spot.rectify.model_oracle import ModelOracle
 from spot.rectify.run import objections, rectify
-from spot.schema import Problem, Rectification, Verdict
+from spot.rectify.target import Target
+from spot.schema import Problem, Rectification, Sampling, Verdict
 from spot.store import Appender, read_rows
 
 
@@ -34,9 +40,11 @@ def contains_answer(response: str, problem: Problem) -> Verdict:
     return Verdict(correct=None if "?" in response else problem.answer in response)
 
 
-def run(path: Path, failures: Sequence[Failure], oracle: Oracle, done: set[str] | None = None) -> list[Rectification]:
+def run(
+    path: Path, failures: Sequence[Failure], oracle: Oracle, stored: Sequence[Rectification] = ()
+) -> list[Rectification]:
     with Appender(path) as appender:
-        asyncio.run(rectify(failures, oracle, contains_answer, appender, done=done or set()))
+        asyncio.run(rectify(failures, oracle, contains_answer, appender, stored=stored))
     return read_rows(path, Rectification) if path.exists() else []
 
 
@@ -67,7 +75,9 @@ def test_only_what_verifies_is_accepted(
 def test_what_is_done_is_not_asked_and_every_failure_gets_a_row(tmp_path: Path, make_failure: MakeFailure) -> None:
     failures = [make_failure(number) for number in range(7)]
     oracle = TableOracle(lambda failure: None if failure.problem.id == "p5" else Correction(failure.attempt.id, "4"))
-    rows = run(tmp_path / "r.jsonl", failures, oracle, done={"p0#0", "p3#0"})
+    stored = run(tmp_path / "stored.jsonl", [failures[0], failures[3]], oracle)
+    oracle.asked.clear()
+    rows = run(tmp_path / "r.jsonl", failures, oracle, stored)
     assert oracle.asked == ["p1#0", "p2#0", "p4#0", "p5#0", "p6#0"]
     assert {row.attempt_id: row.reason for row in rows} == {
         "p1#0": "", "p2#0": "", "p4#0": "", "p6#0": "", "p5#0": "no_correction",
@@ -75,9 +85,95 @@ def test_what_is_done_is_not_asked_and_every_failure_gets_a_row(tmp_path: Path, 
 
 
 def test_nothing_open_asks_nothing(tmp_path: Path, make_failure: MakeFailure) -> None:
-    oracle = TableOracle(lambda failure: None)
-    assert run(tmp_path / "r.jsonl", [make_failure()], oracle, done={"p0#0"}) == []
+    oracle = TableOracle(lambda failure: Correction(failure.attempt.id, "4"))
+    stored = run(tmp_path / "stored.jsonl", [make_failure()], oracle)
+    oracle.asked.clear()
+    assert run(tmp_path / "r.jsonl", [make_failure()], oracle, stored) == []
     assert oracle.asked == []
+
+
+class Paid:
+    """Answers by `script`, `width` at a time, behind a gate, and counts."""
+
+    name = "paid"
+
+    def __init__(self, script: Callable[[Request], str], width: int = 8) -> None:
+        self.gate: Gate | None = None
+        self.sent: list[str] = []
+        self._script = script
+        self._width = width
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
+    ) -> AsyncIterator[list[Reply]]:
+        todo = iter([request for request in requests if request.id not in done])
+        replies: asyncio.Queue[Reply | None] = asyncio.Queue()
+
+        async def work() -> None:
+            with contextlib.suppress(NoMore):
+                for request in todo:
+                    assert self.gate is not None
+                    await self.gate.admit(request, sampling)
+                    self.sent.append(request.about)
+                    await asyncio.sleep(0.001)
+                    replies.put_nowait(Reply(request.id, self._script(request), "stop"))
+            replies.put_nowait(None)
+
+        workers = [asyncio.create_task(work()) for _ in range(self._width)]
+        for _ in workers:
+            while (reply := await replies.get()) is not None:
+                yield [reply]
+
+
+@pytest.mark.parametrize("wanted", [1, 5, 9, 100])
+def test_exactly_as_many_pairs_as_are_wanted_and_nothing_paid_beyond(
+    tmp_path: Path, make_failure: MakeFailure, wanted: int
+) -> None:
+    failures = [make_failure(number) for number in range(30)]
+    # Of three answers one is wrong and one is too far from what it corrects.
+    texts = ["it is 4", "it is 6", "it is 4, as anyone can see who looks at it for long enough"]
+    model = Paid(lambda request: texts[int(request.about[1:-2]) % 3])
+    with Ledger(tmp_path / "ledger.sqlite") as ledger, Appender(tmp_path / "r.jsonl") as appender:
+        target = Target(wanted)
+        recorded = RecordedModel(model, ledger, "rectify", turnstile=target)
+        oracle = ModelOracle(recorded, True, "simplified", target=target)
+        asyncio.run(rectify(failures, oracle, contains_answer, appender, within=lambda _, chosen: len(chosen) < 20))
+    rows = read_rows(tmp_path / "r.jsonl", Rectification)
+    good = [row for row in rows if row.response == "it is 4"]
+    assert len(rows) == len(model.sent) == len(set(model.sent))
+    if wanted <= 10:
+        assert len(good) == wanted and not target.missing
+        assert {row.reason for row in rows} <= {"", "does_not_verify"}
+    else:
+        assert len(rows) == 30 and target.missing == wanted - 10
+
+
+def test_a_resumed_run_counts_the_pairs_that_it_has(tmp_path: Path, make_failure: MakeFailure) -> None:
+    failures = [make_failure(number) for number in range(10)]
+    path = tmp_path / "r.jsonl"
+    for wanted, sent in [(3, 3), (5, 2)]:
+        stored = read_rows(path, Rectification) if path.exists() else []
+        model = Paid(lambda request: "it is 4")
+        with Ledger(tmp_path / "ledger.sqlite") as ledger, Appender(path) as appender:
+            target = Target(wanted)
+            oracle = ModelOracle(
+                RecordedModel(model, ledger, "rectify", turnstile=target), True, "simplified", target=target
+            )
+            asyncio.run(rectify(failures, oracle, contains_answer, appender, stored=stored))
+        assert len(model.sent) == sent
+        assert len(read_rows(path, Rectification)) == wanted
+
+
+def test_candidates_that_are_stored_are_not_written_again(tmp_path: Path, make_failure: MakeFailure) -> None:
+    path = tmp_path / "r.jsonl"
+    for candidates, sent in [(1, 1), (3, 2)]:
+        stored = read_rows(path, Rectification) if path.exists() else []
+        model = Paid(lambda request: f"it is 4, says {request.candidate}")
+        with Ledger(tmp_path / "ledger.sqlite") as ledger, Appender(path) as appender:
+            oracle = ModelOracle(RecordedModel(model, ledger, "rectify"), True, "simplified", candidates=candidates)
+            asyncio.run(rectify([make_failure()], oracle, contains_answer, appender, stored=stored))
+        assert len(model.sent) == sent
+    assert [row.response[-1] for row in read_rows(path, Rectification)] == ["0", "1", "2"]
 
 
 def test_progress_is_told_after_the_commit(tmp_path: Path, make_failure: MakeFailure) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from tests.tiny_student import make_model, make_pairs, make_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -100,6 +100,26 @@ def test_under_bf16_the_weights_below_keep_their_precision(save_student: Callabl
     training.train()
     logs = [row for row in training.state.log_history if "loss" in row]
     assert logs[0]["rewards/chosen"] == 0 and logs[-1]["rewards/margins"] > 0.1
+
+
+@pytest.mark.parametrize(
+    "peft_config",
+    [
+        lora(modules_to_save=["lm_head"]),
+        AdaLoraConfig(target_modules=["q_proj"], total_step=6, init_r=4, target_r=2, tinit=0, tfinal=0),
+    ],
+)
+def test_under_bf16_adapters_that_bring_names_of_their_own_are_trained(peft_config: Any, tmp_path: Path) -> None:
+    model: Any = make_model(tie_word_embeddings=False)
+    training = SpotTrainer(
+        model.bfloat16(), config(tmp_path, bf16=True), make_pairs(9), None, make_tokenizer(), peft_config
+    )
+    parameters = dict(language_model(training.model).named_parameters())
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad and "ranknum" not in name]
+    assert frozen and all(parameters[name].dtype == torch.bfloat16 for name in frozen)
+    assert all(parameter.dtype == torch.float32 for parameter in parameters.values() if parameter.requires_grad)
+    training.train()
+    assert training.state.log_history[0]["rewards/chosen"] == 0
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import torch
 from tests.tiny_student import make_model
 from transformers import Qwen3ForCausalLM
 
-from spot.errors import RunFailed
+from spot.errors import RunFailed, UserError
 from spot.train.logps import Scorer, accept_batches
+from spot.train.ranks import Ranks
 from spot.train.reference import (
     Reference,
     compute_reference,
@@ -15,6 +16,7 @@ from spot.train.reference import (
     read_reference,
     reference_key,
     save_reference,
+    starting_reference,
     student_hash,
 )
 from spot.train.tokenize import TokenizedPair
@@ -65,6 +67,15 @@ def test_the_key_follows_weights_tokens_and_precision(tokenized: list[TokenizedP
     assert len({key, *others}) == 6
 
 
+def test_a_reference_of_other_code_is_told_apart(
+    model: Qwen3ForCausalLM, tokenized: list[TokenizedPair], tmp_path: Path
+) -> None:
+    key = reference_key("student", tokenized, "fp32")
+    save_reference(tmp_path / "reference.safetensors", reference_of(model, tokenized, key.rpartition(" ")[0]))
+    with pytest.raises(RunFailed, match="made from other scoring than this run"):
+        load_reference(tmp_path / "reference.safetensors", key)
+
+
 def test_a_resumed_run_takes_no_other_reference(
     model: Qwen3ForCausalLM, tokenized: list[TokenizedPair], tmp_path: Path
 ) -> None:
@@ -78,3 +89,49 @@ def test_a_resumed_run_takes_no_other_reference(
     assert read_reference(file) is None
     with pytest.raises(RunFailed, match="not a whole file"):
         load_reference(file, "weights:a tokens:b")
+
+
+def test_a_file_that_is_no_reference_is_never_replaced(
+    model: Qwen3ForCausalLM, tokenized: list[TokenizedPair], tmp_path: Path
+) -> None:
+    made = reference_of(model, tokenized, "key")
+    weights, notes, missing = tmp_path / "model.safetensors", tmp_path / "notes.txt", tmp_path / "reference.safetensors"
+    model.save_pretrained(tmp_path)
+    notes.write_text("precious")
+    for path in (weights, notes):
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=f"{path.name}: exists and is not a file of reference log-probabilities"):
+            starting_reference(path, shared_file=True, key="key", compute=lambda: made, ranks=Ranks())
+        assert path.read_bytes() == before
+    assert starting_reference(missing, shared_file=True, key="key", compute=lambda: made, ranks=Ranks()) is made
+    assert missing.is_file()
+
+
+def test_where_one_process_cannot_use_a_file_all_stop(
+    model: Qwen3ForCausalLM, tokenized: list[TokenizedPair], tmp_path: Path
+) -> None:
+    file = tmp_path / "reference.safetensors"
+    save_reference(file, reference_of(model, tokenized, "key"))
+
+    def never() -> Reference:
+        raise AssertionError
+
+    def starting(key: str, ranks: Ranks) -> Reference:
+        return starting_reference(file, shared_file=True, key=key, compute=never, ranks=ranks)
+
+    gathered: list[float] = []
+
+    def alone(verdict: torch.Tensor) -> torch.Tensor:
+        gathered.append(float(verdict))
+        return verdict
+
+    with pytest.raises(UserError, match="made from other"):
+        starting("another", Ranks(0, 2, alone))
+    with pytest.raises(RunFailed, match="missing"):
+        load_reference(tmp_path / "none", "key", Ranks(0, 2, alone))
+    assert gathered == [1, 1]  # the others were told before this one left
+    others = Ranks(1, 2, lambda verdict: verdict + 1)
+    with pytest.raises(UserError, match="another process cannot use it"):
+        starting("key", others)
+    with pytest.raises(RunFailed, match="another process cannot use it"):
+        load_reference(file, "key", others)

@@ -9,11 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_student import make_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3ForCausalLM,
+)
 
-from spot.train.attention import SPOT_SHARED
-from spot.train.logps import Scorer, accept_batches, share_prefixes
-from spot.train.row import pack
+from spot.train import attention
+from spot.train.attention import SPOT_SHARED, varlen_refused
+from spot.train.logps import Scorer, accept_batches, attention_heads, share_prefixes
+from spot.train.row import Heads, pack
 from spot.train.tokenize import TokenizedPair
 
 END = 258
@@ -162,29 +171,29 @@ def test_a_row_holds_each_distinct_token_once() -> None:
         assert row.targets[scored].tolist() == answer
 
 
+def kernel(
+    query: Tensor, key: Tensor, value: Tensor, query_ends: Tensor, key_ends: Tensor, *longest: int, **options: Any
+) -> Tensor:
+    """What the kernel does, in plain code, since it runs on GPUs only; how it is called is tested."""
+    assert options["window_size"] == (-1, 0) and options["enable_gqa"] == (query.shape[1] != key.shape[1])
+    assert query_ends.dtype == key_ends.dtype == torch.int32
+    assert longest == (int(query_ends.diff().max()), int(key_ends.diff().max()))
+    out: list[Tensor] = []
+    for q, k, v in zip(
+        query.split(query_ends.diff().tolist()),
+        key.split(key_ends.diff().tolist()),
+        value.split(key_ends.diff().tolist()),
+        strict=True,
+    ):
+        groups = q.shape[1] // k.shape[1]
+        scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(groups, 1)) * options["scale"]
+        seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        out.append(torch.einsum("hqk,khd->qhd", weights, v.repeat_interleave(groups, 1)))
+    return torch.cat(out)
+
+
 def test_one_call_a_row_is_two_calls_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel does stands in plain code here, since it runs on GPUs only; how it is called is tested."""
-
-    def kernel(
-        query: Tensor, key: Tensor, value: Tensor, query_ends: Tensor, key_ends: Tensor, *longest: int, **options: Any
-    ) -> Tensor:
-        assert options["window_size"] == (-1, 0) and options["enable_gqa"] == (query.shape[1] != key.shape[1])
-        assert query_ends.dtype == key_ends.dtype == torch.int32
-        assert longest == (int(query_ends.diff().max()), int(key_ends.diff().max()))
-        out: list[Tensor] = []
-        for q, k, v in zip(
-            query.split(query_ends.diff().tolist()),
-            key.split(key_ends.diff().tolist()),
-            value.split(key_ends.diff().tolist()),
-            strict=True,
-        ):
-            groups = q.shape[1] // k.shape[1]
-            scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(groups, 1)) * options["scale"]
-            seen = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
-            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-            out.append(torch.einsum("hqk,khd->qhd", weights, v.repeat_interleave(groups, 1)))
-        return torch.cat(out)
-
     monkeypatch.setattr("spot.train.attention.varlen_attn", kernel)
     results: list[tuple[Tensor, dict[str, Tensor]]] = []
     for varlen in (False, True):
@@ -198,3 +207,70 @@ def test_one_call_a_row_is_two_calls_a_pair(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
     for name, gradient in results[0][1].items():
         torch.testing.assert_close(results[1][1][name], gradient, rtol=1e-4, atol=1e-4)
+
+
+class WrongBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor) -> Tensor:
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return 1.1 * grads[0]
+
+
+class NoBackward(WrongBackward):
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError("no backward for this width\nand a second line")
+
+
+def test_one_call_a_row_is_proven_forward_and_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`varlen_refused` on a GPU is this for each kind of attention call."""
+    heads = Heads(4, 2, 16, 16, 0.25)
+
+    def probed(given: Any) -> str | None:
+        monkeypatch.setattr("spot.train.attention.varlen_attn", given)
+        return attention._probe(heads, torch.device("cpu"))  # pyright: ignore[reportPrivateUsage]
+
+    assert varlen_refused([heads], torch.device("cpu")) == "there is no such kernel on cpu"
+    with torch.no_grad():
+        assert probed(kernel) is None
+    reason = probed(lambda query, key, *rest, **options: kernel(query, WrongBackward.apply(key), *rest, **options))
+    assert reason is not None and reason.startswith("its gradient by keys differs by 0.0")
+    reason = probed(lambda query, *rest, **options: kernel(NoBackward.apply(query), *rest, **options))
+    assert reason == "no backward for this width"
+    reason = probed(lambda *given, **options: kernel(*given, **options | {"scale": 0.3}))
+    assert reason is not None and reason.startswith("its output differs")
+
+
+def test_attention_calls_are_probed_as_the_model_makes_them() -> None:
+    model = make_model(head_dim=16)
+    assert share_prefixes(model, PAIRS[0]) is None
+    assert attention_heads(model, PAIRS[0]) == {Heads(4, 2, 16, 16, 0.25)}
+    sizes: dict[str, Any] = {
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+    }
+    latent = DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            vocab_size=272,
+            hidden_size=32,
+            intermediate_size=64,
+            moe_intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            first_k_dense_replace=2,
+            n_routed_experts=4,
+            n_group=1,
+            topk_group=1,
+            num_experts_per_tok=2,
+            **sizes,
+        )
+    )
+    assert share_prefixes(latent, PAIRS[0]) is None
+    assert attention_heads(latent, PAIRS[0]) == {Heads(4, 4, 16, 4, 0.25)}

@@ -409,7 +409,7 @@ def test_what_is_uploaded_is_what_is_saved(
         model = AutoModelForCausalLM.from_pretrained(given["folder_path"], dtype="auto")
         uploads.append(given | {"dtype": model.dtype, "use_cache": model.config.use_cache})
 
-    monkeypatch.setattr("spot.train.trainer.upload_folder", upload)
+    monkeypatch.setattr("spot.train.upload.upload_folder", upload)
     args = SpotConfig(output_dir=str(tmp_path / "out"), max_steps=1, disable_tqdm=True, **SETTINGS)
     trainer = SpotTrainer(save_student(torch.bfloat16), args, pairs)
     trainer.hub_model_id = "someone/student"

@@ -1,19 +1,38 @@
 """A model is one thing: requests in, an asynchronous stream of replies as they complete."""
 
+import hashlib
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from spot.schema import FinishReason, Message, Sampling
+from spot.schema import FinishReason, Message, Sampling, as_dicts
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a model. `id` is unique in a run; `seed` is this request's own."""
+    """One question to a model. `id` is unique in a run; `seed` is this request's own.
+
+    `candidate` and `attempt` tell apart what is asked more than once in the same words; `about` is what it is about (an
+    attempt's id), for whoever has a say in what is still worth asking. `prefix` is the beginning of the answer: the
+    model goes on from there, and the reply's text is only what it adds.
+    """
 
     id: str
     messages: tuple[Message, ...]
     seed: int
+    candidate: int = 0
+    attempt: int = 0
+    about: str = ""
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that a reply was charged for."""
+
+    prompt_tokens: int
+    completion_tokens: int
 
 
 @dataclass(frozen=True)
@@ -22,7 +41,8 @@ class Reply:
 
     `text` is without special tokens and without the end-of-turn token; `token_ids` are the sampled ids of the answer
     (end-of-turn included where it was sampled), `None` where the model does not give them. With
-    `finish_reason == "error"`, `text` is empty and `error` says why in one line.
+    `finish_reason == "error"`, `text` is empty and `error` says why in one line. `reasoning` is what a server keeps
+    apart from the answer; `usage` is `None` where it does not say.
     """
 
     id: str
@@ -30,6 +50,29 @@ class Reply:
     finish_reason: FinishReason
     token_ids: tuple[int, ...] | None = None
     error: str = ""
+    reasoning: str = ""
+    usage: Usage | None = None
+
+
+class NoMore(Exception):
+    """A gate wants nothing more sent: what is on its way is waited for and yielded, the rest is left unasked."""
+
+
+class Gate(Protocol):
+    """Who is asked before money is spent; a model that sends requests over a network has one as `gate`."""
+
+    async def admit(self, request: Request, sampling: Sampling) -> None:
+        """Called right before every try of a request is sent, and waited for.
+
+        Raises `NoMore` or `StoppedEarly` to end the run: the model then sends nothing more, waits for what is on its
+        way, yields those replies, and ends (`NoMore`) or raises the `StoppedEarly`.
+        """
+        ...
+
+    def refused(self, request: Request, charged: bool | None) -> None:
+        """A try ended without a reply. `charged` is false where the server turned it down, `None` where it is not
+        known (a time-out, a connection that broke after sending)."""
+        ...
 
 
 class Model(Protocol):
@@ -47,3 +90,12 @@ class Model(Protocol):
         resumed run gives the same replies as an uninterrupted one.
         """
         ...
+
+
+def request_key(endpoint: str, request: Request, sampling: Sampling) -> str:
+    """Hash over all that decides a reply; nothing stale is ever reused, and k candidates are k requests."""
+    parts: list[Any] = [
+        *(endpoint, as_dicts(list(request.messages)), sampling.model_dump(), request.seed),
+        *(request.candidate, request.attempt, request.prefix),
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

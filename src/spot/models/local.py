@@ -143,6 +143,10 @@ class LocalModel:
         # Not verbose: its warning of a prompt that is too long comes before our line about it, and says less.
         encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         ids_of: dict[str, list[int]] = dict(zip(texts, encoded, strict=True))
+        ids_of_prefix: dict[str, list[int]] = {
+            prefix: self._tokenizer(prefix, add_special_tokens=False, verbose=False)["input_ids"]
+            for prefix in {request.prefix for request in requests}
+        }
 
         prompts: list[_Prompt] = []
         refused: list[Reply] = []
@@ -151,7 +155,7 @@ class LocalModel:
             if isinstance(text, TemplateError):
                 refused.append(_error(request, f"the chat template refuses the messages: {text}"))
                 continue
-            token_ids = ids_of[text]
+            token_ids = [*ids_of[text], *ids_of_prefix[request.prefix]]
             room = sampling.max_new_tokens if self._context is None else self._context - len(token_ids)
             if not token_ids:
                 refused.append(_error(request, "the chat template makes an empty prompt"))

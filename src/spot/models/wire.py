@@ -3,12 +3,29 @@
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from spot.models.base import Reply
+from spot.models.base import Reply, Request, Usage
+
+# What providers call an account that has to be topped up; they send it with 402, 403 or 429, some with 400.
+_BROKE_CODES = frozenset(
+    {
+        *("insufficient_quota", "insufficient_balance", "insufficient_credits", "insufficient_funds", "arrearage"),
+        *("billing_hard_limit_reached", "billing_not_active", "payment_required", "credit_balance_too_low"),
+        "exceeded_current_quota_error",
+    }
+)
+_BROKE_WORDS = re.compile(
+    r"insufficient[ _](quota|balance|credits?|funds)|balance is too low|out of credits?|(not|n't) have any credits?"
+    r"|billing hard limit|payment required",
+    re.IGNORECASE,
+)
+# With 429, yet waiting does not help: this one request is over a minute's limit all by itself.
+_NEVER_FITS = re.compile(r"request too large|reduce the length|must be reduced", re.IGNORECASE)
 
 
 class UnreadableError(Exception):
@@ -22,8 +39,18 @@ class Rejected:
     why: str
 
 
+def body(model: str, request: Request, fields: Mapping[str, Any]) -> bytes:
+    """A chat completion's request; a prefix in the way of vLLM and SGLang."""
+    messages = [{"role": message.role, "content": message.content} for message in request.messages]
+    sent: dict[str, Any] = {"model": model, "messages": messages, **fields}
+    if request.prefix:
+        messages.append({"role": "assistant", "content": request.prefix})
+        sent |= {"continue_final_message": True, "add_generation_prompt": False}
+    return json.dumps(sent, ensure_ascii=False, separators=(",", ":")).encode()
+
+
 def read_completion(request_id: str, body: bytes) -> Reply | Rejected:
-    """The reply in a chat completion's body. Reasoning text, kept in a field of its own, is not part of the answer.
+    """The reply in a chat completion's body, reasoning text apart from the answer where the server keeps it apart.
 
     Raises `UnreadableError` for a damaged body.
     """
@@ -44,19 +71,39 @@ def read_completion(request_id: str, body: bytes) -> Reply | Rejected:
         return Rejected("the reply's content is not text")
     if not _is_unicode(content):
         raise UnreadableError("the reply is not valid Unicode")
-    return _judged(request_id, content, choice.get("finish_reason"), message)
+    finish_reason, reasoning, usage = choice.get("finish_reason"), _reasoning(message), read_usage(fields.get("usage"))
+    if error := _no_answer(content, finish_reason, reasoning):
+        return Reply(request_id, "", "error", error=error, reasoning=reasoning, usage=usage)
+    ended = "length" if finish_reason == "length" else "stop"
+    return Reply(request_id, content, ended, reasoning=reasoning, usage=usage)
 
 
-def _judged(request_id: str, content: str, finish_reason: object, message: Mapping[str, Any]) -> Reply:
+def _no_answer(content: str, finish_reason: object, reasoning: str) -> str:
+    """Why what came is no answer; empty where it is one, be it cut off."""
     if finish_reason == "length":
-        return Reply(id=request_id, text=content, finish_reason="length")
+        return ""
     if finish_reason != "stop":
-        return Reply(id=request_id, text="", finish_reason="error", error=f"finish_reason {finish_reason!r}"[:80])
+        return f"finish_reason {finish_reason!r}"[:80]
     if not content.strip():
-        only_reasoning = bool(message.get("reasoning_content") or message.get("reasoning"))
-        error = "empty content beside reasoning text" if only_reasoning else "empty content"
-        return Reply(id=request_id, text="", finish_reason="error", error=error)
-    return Reply(id=request_id, text=content, finish_reason="stop")
+        return "empty content beside reasoning text" if reasoning else "empty content"
+    return ""
+
+
+def _reasoning(message: Mapping[str, Any]) -> str:
+    """Under either name that servers give it; half a surrogate pair in it is no reason to pay again."""
+    text = message.get("reasoning_content") or message.get("reasoning")
+    return text.encode(errors="replace").decode() if isinstance(text, str) else ""
+
+
+def read_usage(usage: object) -> Usage | None:
+    """The tokens that a reply was charged for; `None` where the server does not say, or says no two counts."""
+    if not isinstance(usage, dict):
+        return None
+    fields = cast(dict[str, Any], usage)
+    counts = [fields.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    if any(not isinstance(count, int) or isinstance(count, bool) or count < 0 for count in counts):
+        return None
+    return Usage(*cast(list[int], counts))
 
 
 def _first_choice(completion: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -87,6 +134,24 @@ def server_says(body: object, text: str) -> str:
             if fields.get(name):
                 return str(fields[name])
     return text
+
+
+def out_of_money(status: int, body: object, says: str) -> bool:
+    """Whether an error means that the account has to be topped up."""
+    if status == 402:
+        return True
+    if not 400 <= status < 500:
+        return False
+    fields = cast(dict[str, Any], body) if isinstance(body, dict) else {}
+    if any(str(fields.get(name)).lower() in _BROKE_CODES for name in ("code", "type")):
+        return True
+    # Other statuses may repeat the user's own text, in which somebody may well be out of funds.
+    return (status in {403, 429} and bool(_BROKE_WORDS.search(says))) or "credit balance is too low" in says.lower()
+
+
+def never_fits(status: int, says: str) -> bool:
+    """Whether a 429 is about the size of this one request, so that waiting does not help."""
+    return status == 429 and bool(_NEVER_FITS.search(says))
 
 
 def one_line(text: str, limit: int = 300) -> str:

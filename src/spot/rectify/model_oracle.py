@@ -1,54 +1,73 @@
-"""The Oracle that is a language model: any `Model`, prompted with or without the known answer.
+"""The Oracle that is a language model: any `Model`, prompted with or without the known answer, in one of three modes.
 
-Replies cost money. Each is on the disk before anything reads it, so a parser that fails, a kill or a changed check
-never makes the same request twice: on a re-run what is recorded is parsed again for free.
+In `rewrite` it writes the whole corrected answer, in `patch` edits of the student's text, in `continue` the first wrong
+step, set right, from which the student itself goes on. A reply is recorded before it is read (see
+`spot.models.recorded`), so a parser that fails, a kill or a changed check never makes the same request twice.
 """
 
-import hashlib
-import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from spot.models.base import Model, Reply, Request
+from spot.models.base import Model, Reply, Request, request_key
 from spot.rectify.base import Correction, Failure
-from spot.rectify.parse import Markers, extract_block, meta_phrase
-from spot.rectify.prompting import load_prompt, problem_text
-from spot.schema import FinishReason, Message, Mode, Row, Sampling, as_dicts, derived_seed
-from spot.store import Appender, read_rows
+from spot.rectify.parse import Markers, Parsed, extract_block, flaw, plain_reply
+from spot.rectify.patch import EditError, apply_edits
+from spot.rectify.prompting import load_prompt, problem_text, render_tell_back
+from spot.rectify.steps import StepError, read_step
+from spot.rectify.target import Target
+from spot.schema import Message, Mode, Sampling, as_messages, derived_seed
+from spot.verify.base import Verifier
 
-
-class RawReply(Row):
-    """One reply as it came, and under which key."""
-
-    key: str
-    attempt_id: str
-    candidate: int
-    model: str
-    text: str
-    finish_reason: FinishReason
-    error: str = ""
+AskedMode = Literal["rewrite", "patch", "continue"]
+LARGER = 2
+"""How many times the tokens a reply gets that is asked for again because it was cut off."""
 
 
 @dataclass(frozen=True)
-class _Ask:
+class Continuation:
+    """Who goes on from the Oracle's step in the mode `continue`, and who says when the answer is right."""
+
+    student: Model
+    sampling: Sampling
+    verifier: Verifier
+    max_rounds: int = 4
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """One candidate on its way: what is asked next. `failure` holds the text to be corrected now."""
+
     failure: Failure
-    markers: Markers
+    candidate: int
     request: Request
-    key: str
+    markers: Markers
+    rounds: int = 0
+    told_back: bool = False
+    enlarged: bool = False
+
+
+@dataclass(frozen=True)
+class _GoingOn:
+    """One candidate whose answer the student goes on with, from `prefix`."""
+
+    asking: _Asking
+    prefix: str
+
+
+_Next = Correction | _Asking | _GoingOn
 
 
 class ModelOracle:
-    """Corrects by asking `model` once a failure; implements `spot.rectify.base.Oracle`.
+    """Corrects by asking `model` for `candidates` corrections of each failure; implements `spot.rectify.base.Oracle`.
 
-    `prompt` is the name of a prompt of this package or the path of the user's own; `None` takes the package's for
-    `with_answer`. Replies are kept in `raw_path` (JSONL), or not at all where it is `None`.
+    `prompt` is the name of a prompt of this package or the path of the user's own; `None` takes the package's for the
+    mode and `with_answer`. A reply that is cut off is asked for once more with twice the tokens. Edits and steps that
+    cannot be used are told back to the model once. With a `target`, failures that are no longer needed are not asked.
 
     Raises `UserError` for a prompt that does not exist or does not render.
     """
-
-    mode: Mode = "rewrite"
 
     def __init__(
         self,
@@ -57,108 +76,185 @@ class ModelOracle:
         prompt: str | None = None,
         sampling: Sampling | None = None,
         *,
-        raw_path: Path | None = None,
+        mode: AskedMode = "rewrite",
+        candidates: int = 1,
+        continuation: Continuation | None = None,
+        target: Target | None = None,
         name: str | None = None,
     ) -> None:
+        assert (mode == "continue") == (continuation is not None), "the mode continue needs the student"
         self.name = name or f"model:{model.name}"
+        self.mode: Mode = mode
+        self.candidates = candidates
+        self.target = target
         self._model = model
-        self._template = load_prompt(prompt, with_answer)
+        self._template = load_prompt(prompt, with_answer, mode)
         self._sampling = sampling or Sampling()
-        self._raw_path = raw_path
+        self._continuation = continuation
 
     async def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
-        """Corrections in groups: first all whose replies are on record, then the others as they come."""
-        asks = {ask.request.id: ask for ask in map(self._ask, failures)}
-        record = _Record(self._raw_path)
-        try:
-            known = {id: record[ask.key] for id, ask in asks.items() if ask.key in record}
-            if known:
-                yield [self._corrected(asks[id], reply) for id, reply in known.items()]
-            # All requests are passed, because a local model forms its batches over the whole list.
-            requests = [ask.request for ask in asks.values()]
-            async for replies in self._model.generate(requests, self._sampling, frozenset(known)):
-                record.commit(self._raw(asks[reply.id], reply) for reply in replies)
-                yield [self._corrected(asks[reply.id], reply) for reply in replies]
-        finally:
-            record.close()
+        """Corrections in groups as they come; what has to be asked again is asked once all have been asked."""
+        # Candidate by candidate: where pairs are wanted, every failure has its first chance before any has its second.
+        open_: list[_Asking] = [self.first(failure, n) for n in range(self.candidates) for failure in failures]
+        while open_:
+            following: list[_Next] = []
+            for enlarged in (False, True):
+                asked = {asking.request.id: asking for asking in open_ if asking.enlarged == enlarged}
+                if not asked:
+                    continue
+                requests = [asking.request for asking in asked.values()]
+                async for replies in self._model.generate(requests, self._sampling_of(enlarged)):
+                    outcomes = [self._read(asked[reply.id], reply) for reply in replies]
+                    following += self._later(outcomes)
+                    if corrections := [outcome for outcome in outcomes if isinstance(outcome, Correction)]:
+                        yield corrections
+            async for continued in self._continued([item for item in following if isinstance(item, _GoingOn)]):
+                following += self._later(continued)
+                if corrections := [outcome for outcome in continued if isinstance(outcome, Correction)]:
+                    yield corrections
+            open_ = [item for item in following if isinstance(item, _Asking)]
 
-    def _ask(self, failure: Failure, candidate: int = 0) -> _Ask:
+    def judged(self, correction: Correction, accepted: bool) -> None:
+        """A correction was looked at; `accepted` says that its failure has its pair."""
+        if self.target is not None:
+            self.target.leave(correction.attempt_id, correction.candidate, accepted=accepted)
+
+    def first(self, failure: Failure, candidate: int) -> _Asking:
+        """What is asked first about a failure."""
+        return self._asking(failure, candidate, number=0, rounds=0)
+
+    def _asking(self, failure: Failure, candidate: int, number: int, rounds: int) -> _Asking:
         attempt = failure.attempt
         salt = str(self._sampling.seed)
-        markers = Markers.derive(attempt.id, salt, attempt.response, problem_text(failure.problem))
+        material = (attempt.response, problem_text(failure.problem), failure.problem.answer)
+        markers = Markers.derive(attempt.id, salt, *material, mode=self.mode, attempt=number)
         message = Message(role="user", content=self._template.render(failure, markers))
         request = Request(
-            id=f"{attempt.id}~{self.name}.{candidate}",
+            id=self._request_id(failure, candidate, number),
             messages=(message,),
             seed=derived_seed(self._sampling.seed, "rectify", attempt.id, candidate),
+            candidate=candidate,
+            attempt=number,
+            about=attempt.id,
         )
+        return _Asking(failure, candidate, request, markers, rounds)
+
+    def _request_id(self, failure: Failure, candidate: int, number: int) -> str:
+        again = f"+{number}" if number else ""
+        return f"{failure.attempt.id}~{self.name}.{candidate}{again}"
+
+    def _sampling_of(self, enlarged: bool) -> Sampling:
+        if not enlarged:
+            return self._sampling
+        return self._sampling.model_copy(update={"max_new_tokens": LARGER * self._sampling.max_new_tokens})
+
+    def _later(self, outcomes: Sequence[_Next]) -> list[_Next]:
+        """Those that are no correction yet; they make room for others until their turn comes."""
+        later: list[_Next] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Correction):
+                continue
+            later.append(outcome)
+            asking = outcome.asking if isinstance(outcome, _GoingOn) else outcome
+            if self.target is not None:
+                self.target.leave(asking.request.about, asking.candidate)
+        return later
+
+    def _read(self, asking: _Asking, reply: Reply) -> _Next:
+        """What a reply leads to. A text with a reason cannot be used and is kept to be looked at."""
+        if reply.finish_reason == "error":
+            return self._correction(asking, None, "no_reply")
+        if reply.finish_reason == "length":
+            return self._correction(asking, None, "truncated") if asking.enlarged else self._enlarged(asking)
+        parsed = plain_reply(reply.text) if self._template.plain else extract_block(reply.text, asking.markers)
+        if parsed.text is None:
+            return self._unreadable(asking, reply, parsed)
+        try:
+            return self._applied(asking, parsed.text)
+        except (EditError, StepError) as error:
+            return self._told_back(asking, reply, str(error)) or self._correction(asking, None, "does_not_apply")
+
+    def _applied(self, asking: _Asking, block: str) -> _Next:
+        """What the Oracle wrote, in the sense of the mode."""
+        response = asking.failure.attempt.response
+        if self.mode == "rewrite":
+            return self._finished(asking, block)
+        if self.mode == "patch":
+            return self._finished(asking, apply_edits(response, block, asking.markers))
+        step = read_step(response, block, asking.markers)
+        return _GoingOn(asking, response[: step.start] + step.text)
+
+    def _unreadable(self, asking: _Asking, reply: Reply, parsed: Parsed) -> _Next:
+        # A whole answer written again is as dear as a new candidate; edits are not.
+        again = None if self.mode == "rewrite" else self._told_back(asking, reply, parsed.reason)
+        return again or self._correction(asking, None, parsed.reason)
+
+    def _finished(self, asking: _Asking, text: str) -> Correction:
+        failure = asking.failure
+        return self._correction(asking, text, flaw(text, failure.attempt.response, problem_text(failure.problem)))
+
+    def _enlarged(self, asking: _Asking) -> _Asking:
+        return replace(self._again(asking, asking.request.messages), enlarged=True)
+
+    def _told_back(self, asking: _Asking, reply: Reply, complaint: str) -> _Asking | None:
+        """The same once more, with what was wrong about the reply; `None` where that was said before."""
+        if asking.told_back:
+            return None
+        said = Message(role="assistant", content=reply.text)
+        told = Message(role="user", content=render_tell_back(complaint, asking.markers, self.mode))
+        return replace(self._again(asking, (*asking.request.messages, said, told)), told_back=True)
+
+    def _again(self, asking: _Asking, messages: tuple[Message, ...]) -> _Asking:
+        number = asking.request.attempt + 1
+        request = replace(
+            asking.request,
+            id=self._request_id(asking.failure, asking.candidate, number),
+            messages=messages,
+            attempt=number,
+        )
+        return replace(asking, request=request)
+
+    async def _continued(self, going_on: Sequence[_GoingOn]) -> AsyncIterator[list[_Next]]:
+        """What becomes of answers that the student goes on with."""
+        if self._continuation is None or not going_on:
+            return
+        student, sampling = self._continuation.student, self._continuation.sampling
+        waiting = {item.asking.request.id: item for item in going_on}
+        requests = [
+            replace(
+                item.asking.request,
+                messages=tuple(as_messages(item.asking.failure.problem.prompt)),
+                seed=derived_seed(sampling.seed, "continue", item.asking.request.id),
+                prefix=item.prefix,
+            )
+            for item in going_on
+        ]
+        async for replies in student.generate(requests, sampling):
+            yield await asyncio.to_thread(self._judged, [(waiting[reply.id], reply) for reply in replies])
+
+    def _judged(self, continued: Sequence[tuple[_GoingOn, Reply]]) -> list[_Next]:
+        return [self._gone_on(item, reply) for item, reply in continued]
+
+    def _gone_on(self, item: _GoingOn, reply: Reply) -> _Next:
+        assert self._continuation is not None
+        asking = item.asking
+        if reply.finish_reason != "stop":
+            return self._correction(asking, None, "truncated" if reply.finish_reason == "length" else "no_reply")
+        text = item.prefix + reply.text
+        failure = asking.failure
+        right = self._continuation.verifier(text, failure.problem).correct
+        if right or asking.rounds + 1 >= self._continuation.max_rounds:
+            return self._finished(asking, text)
+        now = Failure(failure.problem, failure.attempt.model_copy(update={"response": text, "token_ids": None}))
+        return self._asking(now, asking.candidate, asking.request.attempt + 1, asking.rounds + 1)
+
+    def _correction(self, asking: _Asking, text: str | None, reason: str) -> Correction:
         endpoint = str(getattr(self._model, "fingerprint", self._model.name))
-        return _Ask(failure, markers, request, reply_key(endpoint, request, self._sampling, candidate))
-
-    def _raw(self, ask: _Ask, reply: Reply) -> RawReply:
-        return RawReply(
-            key=ask.key,
-            attempt_id=ask.failure.attempt.id,
-            candidate=0,
-            model=self._model.name,
-            text=reply.text,
-            finish_reason=reply.finish_reason,
-            error=reply.error,
-        )
-
-    def _corrected(self, ask: _Ask, reply: Reply | RawReply) -> Correction:
-        text, reason = _read(ask, reply)
         return Correction(
-            attempt_id=ask.failure.attempt.id,
+            attempt_id=asking.failure.attempt.id,
             text=text,
             reason=reason,
+            candidate=asking.candidate,
             prompt_version=self._template.version,
-            ledger_key=ask.key,
+            ledger_key=request_key(endpoint, asking.request, self._sampling_of(asking.enlarged)),
         )
-
-
-def _read(ask: _Ask, reply: Reply | RawReply) -> tuple[str | None, str]:
-    """The corrected text and why it cannot be used; a text with a reason is kept to be looked at."""
-    if reply.finish_reason == "error":
-        return None, "no_reply"
-    if reply.finish_reason == "length":
-        return None, "truncated"
-    parsed = extract_block(reply.text, ask.markers)
-    if parsed.text is None:
-        return None, parsed.reason
-    failure = ask.failure
-    leak = meta_phrase(parsed.text, failure.attempt.response, problem_text(failure.problem))
-    return parsed.text, "meta_phrase" if leak else ""
-
-
-def reply_key(endpoint: str, request: Request, sampling: Sampling, candidate: int) -> str:
-    """Hash over all that decides a reply; nothing stale is ever reused."""
-    parts: list[Any] = [endpoint, as_dicts(list(request.messages)), sampling.model_dump(), request.seed, candidate]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-class _Record:
-    """Raw replies by key, append-only on disk; replies that were errors are kept for the account but asked again."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._replies: Mapping[str, RawReply] = {}
-        self._appender: Appender | None = None
-        if path is not None:
-            self._appender = Appender(path)  # first: it repairs a torn last line
-            self._replies = {row.key: row for row in read_rows(path, RawReply) if row.finish_reason != "error"}
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._replies
-
-    def __getitem__(self, key: str) -> RawReply:
-        return self._replies[key]
-
-    def commit(self, rows: Iterable[RawReply]) -> None:
-        """Put `rows` on the disk, where there is one."""
-        if self._appender is not None:
-            self._appender.append(rows)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._appender is not None:
-            self._appender.close()

@@ -1,16 +1,21 @@
 """Failures in, judged corrections out: every one is verified, whatever its Oracle claims, and every one is recorded."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from spot.errors import UserError
 from spot.rectify.base import Correction, Failure, Oracle
+from spot.rectify.model_oracle import ModelOracle
 from spot.schema import Rectification, Verdict
 from spot.store import Appender, read_rows, repair, write_rows
 from spot.verify.base import Verifier
 
 OnProgress = Callable[[Sequence[Rectification]], None]
+
+Within = Callable[[str, str], bool]
+"""Whether a correction (the second text) is near enough to what it corrects (the first) for a pair."""
 
 # Reasons of rectifications that are no judgement of the Oracle's: the request failed.
 NOT_ANSWERED = ("no_reply", "no_correction")
@@ -40,40 +45,70 @@ async def rectify(
     verifier: Verifier,
     appender: Appender,
     *,
-    done: Collection[str] = frozenset(),
+    stored: Sequence[Rectification] = (),
+    within: Within | None = None,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Ask `oracle` for a correction of each failure and append one `Rectification` for each that comes.
+    """Ask `oracle` for corrections of each failure and append one `Rectification` for each that comes.
 
-    `done` holds the ids of attempts that have their rectification already. `on_progress` gets each group of rows after
-    it was committed. A correction is accepted only if it verifies; otherwise its row's `reason` says why: the Oracle's
-    own, or `empty`, `same_as_rejected`, `does_not_verify`, `unscored`, `no_correction`.
+    `stored` are the rectifications that there are already; failures that have all of theirs are not passed on.
+    `on_progress` gets each group of rows after it was committed. A correction is accepted only if it verifies;
+    otherwise its row's `reason` says why: the Oracle's own, or `empty`, `same_as_rejected`, `does_not_verify`,
+    `unscored`, `no_correction`. An Oracle that asks only for what is wanted is told of each correction whether it
+    makes a pair, `within` considered.
 
     Raises `UserError` for an Oracle that answers what it was not asked, and lets the Oracle's errors through.
     """
-    open_failures = {failure.attempt.id: failure for failure in failures if failure.attempt.id not in done}
+    failure_of = {failure.attempt.id: failure for failure in failures}
+
+    def tell(correction: Correction, row: Rectification) -> None:
+        if isinstance(oracle, ModelOracle):
+            rejected = failure_of[row.attempt_id].attempt.response
+            oracle.judged(correction, row.accepted and (within is None or within(rejected, row.response)))
+
+    for row in stored:
+        tell(Correction(row.attempt_id, row.response, candidate=row.candidate), row)
+    count = Counter(row.attempt_id for row in stored)
+    candidates = oracle.candidates if isinstance(oracle, ModelOracle) else 1
+    open_failures = {id: failure for id, failure in failure_of.items() if count[id] < candidates}
     if not open_failures:
         return
-    seen: set[str] = set()
+    have, seen = {row.id for row in stored}, set[str]()
 
-    def commit(corrections: Sequence[Correction]) -> None:
-        rows = [
-            _judged(_failure_of(correction, open_failures, oracle), correction, oracle, verifier)
-            for correction in corrections
-        ]
+    async def commit(corrections: Sequence[Correction]) -> None:
+        # In a thread: an Oracle that is asked over the network goes on meanwhile.
+        rows = await asyncio.to_thread(_all_judged, corrections, open_failures, oracle, verifier)
         for row in rows:
             if row.id in seen:
                 raise UserError(f"oracle {oracle.name!r} gave two corrections under the id {row.id!r}")
             seen.add(row.id)
-        appender.append(rows)
+        new = [row for row in rows if row.id not in have]
+        appender.append(new)
+        for correction, row in zip(corrections, rows, strict=True):
+            tell(correction, row)
         if on_progress is not None:
-            on_progress(rows)
+            on_progress(new)
 
     answered: set[str] = set()
     async for group in oracle.correct(list(open_failures.values())):
-        commit(group)
+        await commit(group)
         answered.update(correction.attempt_id for correction in group)
-    commit([Correction(id, None, "no_correction") for id in open_failures if id not in answered])
+    if not enough(oracle):
+        await commit([Correction(id, None, "no_correction") for id in open_failures if id not in answered])
+
+
+def enough(oracle: Oracle) -> bool:
+    """Whether `oracle` was to give so many pairs and has."""
+    target = oracle.target if isinstance(oracle, ModelOracle) else None
+    return target is not None and not target.missing
+
+
+def _all_judged(
+    corrections: Sequence[Correction], failures: dict[str, Failure], oracle: Oracle, verifier: Verifier
+) -> list[Rectification]:
+    return [
+        _judged(_failure_of(correction, failures, oracle), correction, oracle, verifier) for correction in corrections
+    ]
 
 
 def _failure_of(correction: Correction, failures: dict[str, Failure], oracle: Oracle) -> Failure:

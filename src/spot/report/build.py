@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from spot.report.audit import AuditView, audit_view
 from spot.report.examples import Rectified, forgotten_examples, optional_problems, rectified_examples
 from spot.report.figures import Drawing, draw_change_ratio, draw_counts, draw_evaluation, draw_training, series
 from spot.report.html import render
@@ -15,14 +16,15 @@ def build_report(run: Path, reproduce: str) -> Path:
     """Write `figures/*.svg` and `report.html` into `run` and return the page's path.
 
     Reads `summary.json`, `pairs.jsonl` where it counts pairs, and `metrics.jsonl` where it counts steps; if they are
-    there also `attempts.jsonl`, `rectifications.jsonl`, `problems.jsonl` and `eval/`. `reproduce` is the command line
-    that makes the run again. Files are replaced whole, so a kill leaves the old ones or the new ones. Raises
-    `UserError`, one line, where a file is missing or damaged.
+    there also `attempts.jsonl`, `rectifications.jsonl`, `problems.jsonl`, `eval/` and `audit.json`. `reproduce` is the
+    command line that makes the run again. Files are replaced whole, so a kill leaves the old ones or the new ones.
+    Raises `UserError`, one line, where a file is missing or damaged.
     """
     summary = read_summary(run / "summary.json")
     has_metrics = summary.training.steps > 0 or (run / "metrics.jsonl").exists()
     metrics = read_metrics(run / "metrics.jsonl") if has_metrics else []
-    drawings = _drawings(summary, metrics)
+    audit = audit_view(run)
+    drawings = _drawings(summary, metrics) + (audit.drawings if isinstance(audit, AuditView) else [])
     losses = [row["loss"] for row in metrics if "loss" in row]
     page = render(
         summary,
@@ -30,6 +32,7 @@ def build_report(run: Path, reproduce: str) -> Path:
         _rectified(run) if summary.counts.pairs else [],
         forgotten_examples(run),
         reproduce=reproduce,
+        audit=audit,
         broken_steps=sum(not math.isfinite(loss) for loss in losses),
     )
     for drawing in drawings:

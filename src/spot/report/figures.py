@@ -64,7 +64,7 @@ def draw_evaluation(evaluation: Mapping[str, TaskResult]) -> Drawing:
         f"({points(result.difference.mean)} points)"
         for name, result in evaluation.items()
     )
-    return _drawing(
+    return drawing(
         "evaluation", "Accuracy before and after training", told, lambda width: _evaluation(evaluation, width)
     )
 
@@ -73,14 +73,14 @@ def draw_counts(counts: Counts) -> Drawing:
     """How many rows each stage saw and kept, and for what reasons rows were dropped."""
     rows = [f"{label}: {whole(sum(number for number, _ in parts))}" for label, parts in _stages(counts)]
     rows += [f"dropped, {reason}: {whole(number)}" for reason, number in _reasons(counts)]
-    return _drawing("counts", "Rows at each stage", "; ".join(rows), lambda width: _counts(counts, width))
+    return drawing("counts", "Rows at each stage", "; ".join(rows), lambda width: _counts(counts, width))
 
 
 def draw_change_ratio(ratios: ChangeRatios) -> Drawing:
     """The histogram of the change ratio over all verified corrections, with gamma."""
     kept = sum(value <= ratios.gamma for value in ratios.values)
     told = f"{plural(len(ratios.values), 'correction')}, {whole(kept)} of them at or below gamma = {ratios.gamma:g}"
-    return _drawing("change-ratio", "Change ratio of the corrections", told, lambda width: _ratio(ratios, width))
+    return drawing("change-ratio", "Change ratio of the corrections", told, lambda width: _ratio(ratios, width))
 
 
 def draw_training(metrics: Metrics) -> Drawing:
@@ -90,7 +90,7 @@ def draw_training(metrics: Metrics) -> Drawing:
         for label, values in ((curve.label, series(metrics, curve.metric)) for curve in (_LOSS, *_REWARDS))
         if values
     )
-    return _drawing("training", "Loss and rewards over the steps", told, lambda width: _training(metrics, width))
+    return drawing("training", "Loss and rewards over the steps", told, lambda width: _training(metrics, width))
 
 
 def series(metrics: Metrics, key: str) -> list[tuple[float, float]]:
@@ -99,7 +99,8 @@ def series(metrics: Metrics, key: str) -> list[tuple[float, float]]:
     return [(step, value) for step, value in rows if math.isfinite(value)]
 
 
-def _drawing(name: str, heading: str, told: str, draw: Callable[[int], Sheet]) -> Drawing:
+def drawing(name: str, heading: str, told: str, draw: Callable[[int], Sheet]) -> Drawing:
+    """A figure by its name, its title and what it says in words; `draw` makes the sheet of a width."""
     wide = rendered(name, heading, told, lambda: draw(WIDE))
     narrow = rendered(f"{name}-narrow", heading, told, lambda: draw(NARROW))
     return Drawing(name, heading, told, wide, narrow)

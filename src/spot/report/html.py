@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from spot.evaluate.statistics import direction
 from spot.report import prose
+from spot.report.audit import AuditView
 from spot.report.examples import Forgotten, Rectified
 from spot.report.figures import Drawing
 from spot.report.summary import Accuracy, Comparison, Summary
@@ -59,9 +60,12 @@ def render(
     forgotten: Sequence[Forgotten],
     *,
     reproduce: str,
+    audit: AuditView | str | None = None,
     broken_steps: int = 0,
 ) -> str:
-    """The whole page. `broken_steps` counts logged steps whose loss was not a finite number."""
+    """The whole page. `audit` is what it says of the pairs' audit, or why it does not; `broken_steps` counts logged
+    steps whose loss was not a finite number.
+    """
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -78,6 +82,7 @@ def render(
         results=list(result_rows(summary)),
         apart=prose.apart(summary),
         figures={name: [Markup(svg) for svg in drawing.inline] for name, drawing in drawings.items()},
+        audit=audit,
         ratio_reading=_ratio_reading(summary),
         training_reading=_training_reading(summary, broken_steps),
         metrics=list(_metric_rows(summary)),

@@ -12,12 +12,12 @@ from spot.report import prose
 from spot.report.summary import Accuracy, Comparison, Summary
 
 _STYLES = {"rose": "bold cyan", "fell": "bold red", "level": ""}
-_ASCII = str.maketrans({prose.MINUS: "-", "–": "-", "±": "+", "“": '"', "”": '"', "’": "'", "…": "~"})
+_ASCII = str.maketrans({prose.MINUS: "-", "–": "-", "±": "+", "“": '"', "”": '"', "’": "'", "…": "~", "‖": "||"})
 
 
 def print_summary(summary: Summary, console: Console, report: Path | None = None) -> None:
     """Print results, counts, times and notes; the last line says where the `report` is."""
-    printer = _Printer(console)
+    printer = Printer(console)
     printer.line(f"{summary.name}: {summary.student}, corrected by {summary.oracle}, {summary.objective}", "bold")
     if summary.unfinished:
         printer.line(f"unfinished: {summary.unfinished}", "bold red")
@@ -40,7 +40,7 @@ def print_summary(summary: Summary, console: Console, report: Path | None = None
         console.print(printer.text(f"Report: {report}"), soft_wrap=True)
 
 
-class _Printer:
+class Printer:
     """Makes data safe for one console: no markup, no control characters, no glyph that it cannot show."""
 
     def __init__(self, console: Console) -> None:
@@ -48,15 +48,18 @@ class _Printer:
         self.plain = console.options.ascii_only
 
     def text(self, text: str, style: str = "", limit: int = 2000) -> Text:
+        """`text` on one line, in characters that the console has."""
         flat = prose.one_line(text, limit)
         if self.plain:
             flat = flat.translate(_ASCII).encode("ascii", "backslashreplace").decode()
         return Text(flat, style=style)
 
     def line(self, text: str, style: str = "") -> None:
+        """Print a paragraph."""
         self.console.print(self.text(text, style))
 
     def results(self, summary: Summary) -> Table:
+        """Accuracies before and after, by task and slice."""
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
         table.add_column("accuracy, % (s.e.)", overflow="fold", min_width=18)
         for heading in ("n", "before", "after", "change", "95% interval"):
@@ -80,6 +83,7 @@ class _Printer:
         table.add_row(self.text(label, limit=60), *(self.text(cell, style) for cell in cells))
 
     def counts(self, summary: Summary) -> Table:
+        """Rows at each stage, and why rows were dropped."""
         counts = summary.counts
         table = Table.grid(padding=(0, 2))
         table.add_column(overflow="fold")

@@ -1,8 +1,8 @@
 """LoRA and its kin through peft: the adapter is trained, the model under it stays and is the reference."""
 
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,6 +90,16 @@ def language_model(model: Any) -> PreTrainedModel:
     return inner
 
 
-def without_adapter(model: Any) -> AbstractContextManager[Any]:
+@contextmanager
+def without_adapter(model: Any) -> Generator[None]:
     """`model` as it is under its adapter, where it has one."""
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+    if not hasattr(model, "disable_adapter"):
+        yield
+        return
+    # peft also freezes the adapter meanwhile. FSDP2 must not see that: it decides at its first forward in which type to
+    # reduce gradients, and where weights are whole on the way out, their shares, which are trained, would stay frozen.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with model.disable_adapter():
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        yield

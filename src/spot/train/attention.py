@@ -4,6 +4,7 @@ Registered with transformers under `SPOT_SHARED`. A forward without a packed row
 set to it still generates. Values and gradients are those of two plain sequences.
 """
 
+from collections.abc import Callable, Iterable
 from inspect import signature
 from typing import Any
 
@@ -12,17 +13,17 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
 from spot.train.products import multiplied
-from spot.train.row import PackedRow, Sequences, Stretch, sequences
+from spot.train.row import Heads, PackedRow, Sequences, Stretch, sequences
 
 SPOT_SHARED = "spot_shared"
 _ASK_FOR_FEWER_HEADS = "enable_gqa" in signature(varlen_attn).parameters  # torch 2.11 takes fewer heads unasked
 BF16_ERROR = 0.05
-"""What rounding to bf16 may change in an attention output of order 1; a wrong mask changes it by order 1."""
+"""What rounding to bf16 may change of a token, relatively; a hundredth was seen, a wrong mask changes all of it."""
 
 
 class UnsupportedAttention(Exception):
@@ -56,6 +57,7 @@ def attend(
     if asked or dropout or not getattr(module, "is_causal", True):
         raise UnsupportedAttention(", ".join(asked) or ("dropout" if dropout else "attention that is not causal"))
     packed_row.num_calls += 1
+    packed_row.heads.add(Heads(query.shape[1], key.shape[1], query.shape[3], value.shape[3], scaling))
     # Under autocast SDPA would bring them to one type itself, but not where a causal bias stands between.
     dtype = value.dtype
     query, key, value = (multiplied(states.to(dtype)) for states in (query, key, value))
@@ -102,30 +104,54 @@ def _varlen(row: Sequences, query: Tensor, key: Tensor, value: Tensor, scaling: 
     return out
 
 
-@torch.no_grad()
-def varlen_refused(model: PreTrainedModel) -> str | None:
-    """Why `_varlen` cannot be used in bf16 on the model's device; `None` where it gives what two calls a pair give."""
-    device = next(model.parameters()).device
+def varlen_refused(heads: Iterable[Heads], device: torch.device) -> str | None:
+    """Why `_varlen` cannot be used in bf16 on `device`; `None` where it gives what two calls a pair give.
+
+    `heads` are those of the model's own calls; values and gradients are compared for each kind of them.
+    """
     if device.type != "cuda":
         return f"there is no such kernel on {device.type}"
-    config: Any = model.config.get_text_config()
-    heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    stretches = [Stretch(70, 40, 90), Stretch(5, 130, 0), Stretch(300, 1, 33)]
-    tokens = sum(stretch.length for stretch in stretches)
+    return next(filter(None, (_probe(kind, device) for kind in heads)), None)
+
+
+def _probe(heads: Heads, device: torch.device) -> str | None:
+    """`varlen_refused` for one kind of calls, on made ones."""
+    stretches = [Stretch(70, 40, 90), Stretch(5, 130, 0), Stretch(300, 1, 33), Stretch(2, 3, 4)]
+    sizes = [stretch.length for stretch in stretches]
+    row = sequences(stretches, device)
     generator = torch.Generator(device).manual_seed(0)
-    query, key, value = (
-        torch.randn(tokens, count, dim, device=device, generator=generator).bfloat16()
-        for count in (heads, kv_heads, kv_heads)
-    )
+    shapes = [(heads.num_query, heads.width), (heads.num_key, heads.width), (heads.num_key, heads.value_width)]
+    shapes.append((heads.num_query, heads.value_width))  # of what comes out, for its gradient
+    *inputs, grad = (torch.randn(sum(sizes), *shape, device=device, generator=generator).bfloat16() for shape in shapes)
+
+    def results(attention: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        with torch.enable_grad():
+            leaves = [states.to(dtype).requires_grad_() for states in inputs]
+            out = attention(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
+
+    def one_call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return _varlen(row, query, key, value, heads.scaling)
+
+    def two_calls(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        cut = zip(stretches, *(part.split(sizes) for part in (query, key, value)), strict=True)
+        return torch.cat([_branched(stretch, q, k, v, heads.scaling) for stretch, q, k, v in cut])
+
     try:
-        one_call = _varlen(sequences(stretches, device), query, key, value, None)
+        found = results(one_call, torch.bfloat16)
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         return next(iter(str(error).splitlines()), type(error).__name__)
-    cut = (states.float().split([stretch.length for stretch in stretches]) for states in (query, key, value))
-    exact = torch.cat([_branched(stretch, q, k, v, None) for stretch, q, k, v in zip(stretches, *cut, strict=True)])
-    difference = float((one_call.float() - exact).abs().max())
-    return None if difference < BF16_ERROR else f"it differs by {difference:.3g} from two calls a pair"
+    for what, one, exact in zip(
+        ("output", "gradient by queries", "gradient by keys", "gradient by values"),
+        found,
+        results(two_calls, torch.float32),
+        strict=True,
+    ):
+        size = exact.flatten(1).norm(dim=1)
+        difference = float(((one.float() - exact).flatten(1).norm(dim=1) / (size + size.mean())).max())
+        if not difference < BF16_ERROR:
+            return f"its {what} differs by {difference:.3g} from two calls a pair"
+    return None
 
 
 AttentionInterface.register(SPOT_SHARED, attend)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from spot.errors import RunFailed, UserError
 from spot.schema import Dropped
 from spot.train.config import SpotConfig
-from spot.train.logps import TOLERANCE, head_difference
+from spot.train.logps import TOLERANCE, accepts_batches, head_difference, training_difference
 from spot.train.rows import as_preferences
 from spot.train.tokenize import Preference, TokenizedPair, tokenize_pairs
 
@@ -60,11 +60,29 @@ def check_vocabulary(pairs: list[TokenizedPair], model: PreTrainedModel) -> None
             )
 
 
+def check_unused(model: PreTrainedModel) -> None:
+    """Raise `UserError` where a `SpotTrainer` has been made of `model`: its forward is no longer its own."""
+    if accepts_batches(model):
+        raise UserError(
+            "this model object has been given to a SpotTrainer before, which changed it; save_model, where it is to be "
+            "trained further, and load it again with from_pretrained"
+        )
+
+
 def check_head(pair: TokenizedPair, model: PreTrainedModel) -> None:
-    """Raise `RunFailed` where `model`, scoring `pair` in fp32, is damaged, or its logits are not its head's."""
+    """Raise `RunFailed` where `model`, scoring `pair` in fp32, is damaged, or cannot be trained through its head.
+
+    It cannot be where its logits are not its head's, or where its training mode has something random in it.
+    """
+    random = training_difference(model, pair.prompt_ids, pair.chosen_ids)
     difference = head_difference(model, pair.prompt_ids, pair.chosen_ids)
-    if not math.isfinite(difference):
+    if not math.isfinite(random + difference):
         raise RunFailed("the student's log-probabilities are not finite before training; its weights are damaged")
+    if random > TOLERANCE:
+        raise RunFailed(
+            f"{type(model).__name__}: in training mode its log-probabilities differ by {random:.3g}, so the policy "
+            "would differ from its reference before any step; set the dropout in its config.json to 0"
+        )
     if difference > TOLERANCE:
         raise RunFailed(
             f"{type(model).__name__}: its logits are not its output embeddings applied to its hidden states "

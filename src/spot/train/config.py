@@ -1,11 +1,12 @@
 """`SpotConfig`: transformers' training arguments with the method's own, and its defaults."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 
 from spot.objectives import ShiftKind
 from spot.train.objective import OBJECTIVES, Objective
@@ -16,8 +17,28 @@ NOT_HERE = {
     "label_smoothing_factor": "has no meaning for these losses",
     "neftune_noise_alpha": "makes the policy differ from its reference before any step",
     "dataloader_drop_last": "would leave out pairs",
+    "train_sampling_strategy": "is not read: the order of the pairs is drawn from the seed",
+    "ignore_data_skip": "would train some pairs of the epoch twice and others not at all",
+    "auto_find_batch_size": "would begin again in the midst of training; set micro_batch_tokens, which bounds memory",
+    "parallelism_config": "is not supported; a model is shared by FSDP2 or ZeRO-2",
+    "bf16_full_eval": "is not read: evaluation is computed as training is",
+    "fp16_full_eval": "is not read: evaluation is computed as training is",
+    "torch_empty_cache_steps": "is not read; set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
+    "include_num_input_tokens_seen": "is not read; tokens_per_second is logged",
 }
 """Arguments of `TrainingArguments` that would be ignored or do harm, and why."""
+
+NOT_READ = (
+    *("per_device_eval_batch_size", "eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+    *("prediction_loss_only", "batch_eval_metrics", "include_for_metrics", "label_names", "remove_unused_columns"),
+    *("length_column_name", "average_tokens_across_devices", "dataloader_num_workers", "dataloader_pin_memory"),
+    *("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+    *("dataloader_in_order", "accelerator_config", "use_cache"),
+)
+"""Those that change nothing here and do no harm: there are no batches to load, to collate or to predict."""
+
+LIGER_LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
+"""Liger's own losses; the second would take the place of the model's forward."""
 
 
 def _help(default: Any, text: str) -> Any:
@@ -29,8 +50,8 @@ class SpotConfig(TrainingArguments):
     """Arguments of `SpotTrainer`: those of `TrainingArguments`, with the paper's defaults, and these.
 
     A step trains on `per_device_train_batch_size` pairs, times `gradient_accumulation_steps` (folded into it, since
-    micro-batches are cut by tokens inside a step), times the number of processes. Raises `ValueError`
-    on values that make no sense.
+    micro-batches are cut by tokens inside a step), times the number of processes. Arguments in `NOT_READ` change
+    nothing. Raises `ValueError` on values that make no sense, and on those in `NOT_HERE`.
     """
 
     learning_rate: float = _help(1e-6, "The peak learning rate; 1e-6 fits an 8B model.")
@@ -76,16 +97,19 @@ class SpotConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
-        if self.bf16 is None:
-            faster = torch.accelerator.is_available() or HAS_MATRIX_UNITS
-            self.bf16 = faster  # pyright: ignore[reportIncompatibleVariableOverride]
         if not torch.accelerator.is_available():
             # Unless it is said, transformers refuses bf16 there, and runs several processes as if each were alone.
             self.use_cpu = True
+        if self.bf16 is None:
+            faster = HAS_MATRIX_UNITS or not self.use_cpu
+            self.bf16 = faster  # pyright: ignore[reportIncompatibleVariableOverride]
         if self.use_liger_kernel:
-            # Its head computes a loss of its own and would take the place of the model's forward.
-            own = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-            self.liger_kernel_config = {**(self.liger_kernel_config or {}), **own}
+            asked = [name for name in LIGER_LOSSES if (self.liger_kernel_config or {}).get(name)]
+            if asked:
+                raise ValueError(
+                    f"liger_kernel_config: {asked[0]} is not used, the losses here make no logits; leave it off"
+                )
+            self.liger_kernel_config = {**(self.liger_kernel_config or {}), **dict.fromkeys(LIGER_LOSSES, False)}
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter takes part in every row
         super().__post_init__()
@@ -94,6 +118,7 @@ class SpotConfig(TrainingArguments):
         # Every process is given the whole step and takes its share of it.
         self.pairs_per_step = self.per_device_train_batch_size * self.world_size
         self._check()
+        self._check_inherited()
 
     def _check(self) -> None:
         _ = self.objective
@@ -110,13 +135,28 @@ class SpotConfig(TrainingArguments):
             raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
         if self.learning_rate < 0:
             raise ValueError(f"learning_rate must not be negative, got {self.learning_rate}")
+
+    def _check_inherited(self) -> None:
+        """Of the arguments of `TrainingArguments`, those that cannot be had here."""
         if self.fp16:
             raise ValueError("fp16 is not supported; use --bf16, or neither for fp32")
         if HubStrategy(self.hub_strategy) != HubStrategy.END:
             raise ValueError("hub_strategy must be end: checkpoints hold fp32 masters and are not uploaded")
-        for name, why in NOT_HERE.items():
-            if getattr(self, name):
-                raise ValueError(f"{name} {why}; leave it off")
+        for given in fields(self):
+            if given.name in NOT_HERE and getattr(self, given.name) and getattr(self, given.name) != given.default:
+                raise ValueError(f"{given.name} {NOT_HERE[given.name]}; leave it at its default")
+        accelerate: Any = self.accelerator_config
+        if accelerate.gradient_accumulation_kwargs:
+            raise ValueError(
+                "accelerator_config: gradient_accumulation_kwargs is not read; set gradient_accumulation_steps"
+            )
+        optimizer = OptimizerNames(self.optim).value
+        if "lomo" in optimizer or optimizer.endswith("layerwise"):
+            raise ValueError(
+                f"optim={optimizer} steps in each backward pass, of which a step here has many; take another"
+            )
+        if optimizer.startswith("schedule_free"):
+            raise ValueError(f"optim={optimizer} is not supported: its weights are not the model's; take another")
 
     @property
     def objective(self) -> Objective:
@@ -141,26 +181,41 @@ class SpotConfig(TrainingArguments):
 
     @property
     def precision(self) -> str:
-        """What the matrix products are computed in; weights, sums and losses are fp32 in any case."""
+        """What the matrix products are computed in; weights (but DeepSpeed's), sums and losses are fp32."""
         return "bf16" if self.bf16 else "fp32"
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be gone on from."""
         names = (
-            *("loss_type", "loss_weights", "beta", "reward_shift", "shift_decay", "sft_reduction", "kl_coefficient"),
-            *("kl_estimator", "max_length", "micro_batch_tokens", "optim", "optim_args", "lr_scheduler_kwargs"),
-            *("learning_rate", "num_train_epochs", "max_steps", "pairs_per_step", "weight_decay"),
-            *(
-                "adam_beta1",
-                "adam_beta2",
-                "adam_epsilon",
-                "warmup_steps",
-                "max_grad_norm",
-                "seed",
-                "data_seed",
-                "precision",
-                "use_liger_kernel",
-            ),
+            "loss_type",
+            "loss_weights",
+            "beta",
+            "reward_shift",
+            "shift_decay",
+            "sft_reduction",
+            "kl_coefficient",
+            "kl_estimator",
+            "max_length",
+            "micro_batch_tokens",
+            "optim",
+            "optim_args",
+            "optim_target_modules",
+            "lr_scheduler_kwargs",
+            "learning_rate",
+            "num_train_epochs",
+            "max_steps",
+            "pairs_per_step",
+            "weight_decay",
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "warmup_steps",
+            "max_grad_norm",
+            "seed",
+            "data_seed",
+            "precision",
+            "use_liger_kernel",
+            "liger_kernel_config",
         )
         return {name: getattr(self, name) for name in names} | {
             "lr_scheduler_type": SchedulerType(self.lr_scheduler_type).value

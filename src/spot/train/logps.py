@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spot.train.attention import SPOT_SHARED, UnsupportedAttention
 from spot.train.head import Tile, head_logps
 from spot.train.packing import Plan, plan_step
-from spot.train.row import BOTH, PackedRow, Side, pack
+from spot.train.row import BOTH, Heads, PackedRow, Side, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,6 +88,9 @@ def score(model: "PreTrainedModel", batch: PackedRow | PaddedBatch, *, tile: Til
     return torch.cat([logps, logps.new_zeros(1)])[batch.answers]
 
 
+_ACCEPTS = "_spot_accepts_batches"
+
+
 def accept_batches(model: "PreTrainedModel") -> None:
     """Make `model(spot_batch=...)` return `score(model, batch)`; all other calls are as before.
 
@@ -104,6 +107,12 @@ def accept_batches(model: "PreTrainedModel") -> None:
         return forward(*args, **kwargs) if spot_batch is None else score(model, spot_batch)
 
     model.forward = scoring
+    setattr(model, _ACCEPTS, True)
+
+
+def accepts_batches(model: nn.Module) -> bool:
+    """Whether `accept_batches` has been applied to `model`, or to what it is a copy of."""
+    return getattr(model, _ACCEPTS, False)
 
 
 def _in_autocast_type(_: nn.Module, __: Any, hidden: Tensor) -> Tensor:
@@ -117,6 +126,9 @@ def share_prefixes(model: "PreTrainedModel", pair: "TokenizedPair") -> str | Non
     It cannot be where `pair`, scored both ways, differs by more than `TOLERANCE`.
     """
     before = model.config._attn_implementation  # pyright: ignore[reportPrivateUsage] (the only way to ask)
+    if before == SPOT_SHARED:  # left by a trainer that found something to refuse after this
+        before = "sdpa"
+        model.set_attn_implementation(before)
     if before != "sdpa":
         return f"its attention is {before}, not sdpa"
     windows = {kind for kind in getattr(model.config, "layer_types", None) or () if kind != "full_attention"}
@@ -140,6 +152,14 @@ def share_prefixes(model: "PreTrainedModel", pair: "TokenizedPair") -> str | Non
             reason = f"its log-probabilities differ by {difference:.3g}"
     model.set_attn_implementation(before)
     return reason
+
+
+@torch.no_grad()
+def attention_heads(model: "PreTrainedModel", pair: "TokenizedPair") -> set[Heads]:
+    """The kinds of attention calls that `model`, which shares prefixes, makes for `pair`."""
+    row = pack([pair]).to(next(model.parameters()).device)
+    score(model, row)
+    return row.heads
 
 
 @dataclass(frozen=True)
@@ -184,6 +204,16 @@ class Scorer:
             mask = batch.mask
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16):
             return self.model(spot_batch=batch), mask
+
+
+@torch.no_grad()
+def training_difference(model: "PreTrainedModel", prompt: Sequence[int], completion: Sequence[int]) -> float:
+    """The largest difference that `model`'s training mode makes, in nats; it is left in the mode that it was in."""
+    batch = pad([prompt], [completion]).to(next(model.parameters()).device)
+    before = model.training
+    both = [score(model.train(mode), batch) for mode in (False, True)]
+    model.train(before)
+    return float((both[0] - both[1]).abs().max())
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ class StepMeans:
         return means | {"tokens_per_second": self.tokens / (time.perf_counter() - self.started)}
 
 
-def step_metrics(result: StepResult, delta: float) -> dict[str, float]:
+def step_metrics(result: StepResult, delta: float, scores_rejected: bool) -> dict[str, float]:
     """A step's metrics under their logged names; those of rejected answers are left out where none were scored."""
     metrics = {
         "loss": result.losses.mean(),
@@ -45,6 +45,5 @@ def step_metrics(result: StepResult, delta: float) -> dict[str, float]:
         "kl/chosen": result.chosen_kl.mean(),
         "shared_fraction": torch.tensor(1 - result.tokens / result.plain_tokens),
     }
-    scored = not bool(result.rejected_logps.isnan().any())
     needs_rejected = ("rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/rejected")
-    return {name: float(value) for name, value in metrics.items() if scored or name not in needs_rejected}
+    return {name: float(value) for name, value in metrics.items() if scores_rejected or name not in needs_rejected}

@@ -82,6 +82,11 @@ class Objective:
         """Whether the loss sees the rejected answers."""
         return any(name not in CHOSEN_ONLY for name in self.names)
 
+    @property
+    def scores_rejected(self) -> bool:
+        """Whether the rejected answers are scored, for the loss or for the log alone."""
+        return self.trains_rejected or self.score_rejected
+
     def losses(self, chosen: Scores, rejected: Scores, *, delta: float, mean_tokens: float) -> Tensor:
         """The weighted sum, `(batch,)` in fp64; the step's loss is the mean over its pairs.
 

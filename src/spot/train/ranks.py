@@ -63,7 +63,7 @@ def check_sharding(accelerator: Accelerator, asked_for_fsdp: bool) -> None:
     """Raise `UserError` where the processes would not share the model as asked; make FSDP's precision ours.
 
     accelerate takes DDP in place of FSDP on a CPU and says nothing, and it has FSDP round outputs, log-probabilities
-    among them, and gradients to bf16.
+    among them, and gradients to bf16. Inputs are left to autocast: FSDP would hand each layer a copy of the packed row.
     """
     kind = accelerator.distributed_type
     deepspeed: Any = accelerator.deepspeed_plugin
@@ -78,7 +78,7 @@ def check_sharding(accelerator: Accelerator, asked_for_fsdp: bool) -> None:
     plugin: Any = accelerator.state.fsdp_plugin
     if plugin.mixed_precision_policy is not None:
         plugin.mixed_precision_policy = replace(
-            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None
+            plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None, cast_forward_inputs=False
         )
 
 

@@ -35,6 +35,10 @@ NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype
 """Entries of a model's config that no log-probability depends on."""
 
 
+SCORING = 2
+"""Raised with each change that moves log-probabilities: 2 is the head that takes a target out of its tile."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """The reference's token log-probabilities in nats, fp32, in the order of the pairs.
@@ -65,8 +69,8 @@ class Reference:
 
 
 def reference_key(student: str, pairs: Sequence[TokenizedPair], precision: str) -> str:
-    """What a reference depends on, as text: `student_hash` of the model, the pairs' tokens, and the precision."""
-    return f"student:{student} tokens:{tokens_hash(pairs)} precision:{precision}"
+    """What a reference depends on, as text: `student_hash`, the pairs' tokens, the precision, and this code."""
+    return f"student:{student} tokens:{tokens_hash(pairs)} precision:{precision} scoring:{SCORING}"
 
 
 def student_hash(model: "PreTrainedModel") -> str:
@@ -124,13 +128,17 @@ def starting_reference(
 ) -> Reference:
     """The reference in `path` where it is of `key`, else a computed one, which is then kept there.
 
-    Raises `UserError` where `path` is a `shared_file`, one that other runs may need, and of another key.
+    Raises `UserError`, on all ranks where on one, where `path` is a `shared_file`, one that others may need, and of
+    another key, or no reference at all.
     """
     kept = read_reference(path)
-    if shared_file and kept is not None and kept.key != key:
-        raise UserError(
-            f"{path}: made from other {_other_parts(kept.key, key)} than this run; give another reference_path"
-        )
+    refused = None
+    if shared_file and kept is None and path.exists():
+        refused = f"{path}: exists and is not a file of reference log-probabilities; give another reference_path"
+    elif shared_file and kept is not None and kept.key != key:
+        refused = f"{path}: made from other {_other_parts(kept.key, key)} than this run; give another reference_path"
+    own = UserError(refused) if refused else None
+    _raise_together(own, UserError(f"{path}: another process cannot use it"), ranks)
     has_it = torch.tensor(float(kept is not None and kept.key == key))
     # All ranks or none: with one reading and one computing, they would wait for each other for ever.
     if ranks.gather(has_it) == ranks.count and kept is not None:
@@ -141,6 +149,15 @@ def starting_reference(
     return reference
 
 
+def _raise_together(own: Exception | None, others: Exception, ranks: Ranks) -> None:
+    """Raise `own` where there is one, and `others` where another rank has one: else this one would wait for it."""
+    failed = ranks.gather(torch.tensor(float(own is not None)))
+    if own is not None:
+        raise own
+    if failed:
+        raise others
+
+
 def save_reference(path: Path, reference: Reference) -> None:
     """Write `reference` atomically as safetensors, its key in the metadata."""
     names = ("chosen_token_logps", "rejected_token_logps", "chosen_lengths", "rejected_lengths")
@@ -148,32 +165,37 @@ def save_reference(path: Path, reference: Reference) -> None:
     write_atomic(path, to_safetensors(tensors, {"key": reference.key}))
 
 
-def load_reference(path: Path, key: str) -> Reference:
+def load_reference(path: Path, key: str, ranks: Ranks | None = None) -> Reference:
     """Read the reference of a run that is being resumed.
 
-    Raises `RunFailed` where the file is missing, damaged, or of another model, data or precision.
+    Raises `RunFailed`, on all ranks where on one, where the file is missing, damaged, or of another model, data or
+    precision.
     """
-    mend = "put the file back, or start over in an empty directory"
-    if not path.is_file():
-        raise RunFailed(f"{path}: the reference log-probabilities of this run are missing; {mend}")
     reference = read_reference(path)
-    if reference is None:
-        raise RunFailed(f"{path}: not a whole file of reference log-probabilities; {mend}")
-    if reference.key != key:
-        raise RunFailed(f"{path}: made from other {_other_parts(reference.key, key)} than this run; {mend}")
+    refused = None
+    if not path.is_file():
+        refused = "the reference log-probabilities of this run are missing"
+    elif reference is None:
+        refused = "not a whole file of reference log-probabilities"
+    elif reference.key != key:
+        refused = f"made from other {_other_parts(reference.key, key)} than this run"
+    mend = "put the file back, or start over in an empty directory"
+    own = RunFailed(f"{path}: {refused}; {mend}") if refused else None
+    _raise_together(own, RunFailed(f"{path}: another process cannot use it"), ranks or Ranks())
+    assert reference is not None
     return reference
 
 
 def _other_parts(key: str, ours: str) -> str:
-    parts = zip(key.split(), ours.split(), strict=False)
-    return ", ".join(part.partition(":")[0] for theirs, part in parts if theirs != part)
+    return ", ".join(part.partition(":")[0] for part in ours.split() if part not in key.split())
 
 
 def read_reference(path: Path) -> Reference | None:
     """The reference in `path`, whatever its key; `None` where there is none that can be read."""
     try:
         with safe_open(path, framework="pt") as file:
+            key = file.metadata()["key"]  # first: a model's weights, named by mistake, have none and are large
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return Reference(key=file.metadata()["key"], **tensors)
+            return Reference(key=key, **tensors)
     except (OSError, SafetensorError, KeyError, TypeError):
         return None

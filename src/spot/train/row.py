@@ -35,6 +35,17 @@ class Stretch:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """What an attention call is given: how many heads, how wide, and the scale of their products."""
+
+    num_query: int
+    num_key: int
+    width: int
+    value_width: int
+    scaling: float | None
+
+
+@dataclass(frozen=True)
 class Sequences:
     """A row as sequences of their own, two a pair, for kernels that take many of varied length.
 
@@ -76,8 +87,8 @@ class PackedRow:
 
     `input_ids` and `position_ids` are `(1, tokens)`. `scored` are the `(scores,)` places in the row whose hidden state
     predicts `targets`; `answers`, `(sides * pairs, longest)`, says which scores make up each answer, a side after the
-    other, -1 on padding. `num_calls` counts the attention calls that saw this row. `varlen` asks for one attention call
-    a row instead of two a pair.
+    other, -1 on padding. `num_calls` counts the attention calls that saw this row, `heads` are the kinds of them.
+    `varlen` asks for one attention call a row instead of two a pair.
     """
 
     stretches: list[Stretch]
@@ -87,6 +98,7 @@ class PackedRow:
     targets: Tensor
     answers: Tensor
     num_calls: int = field(default=0)
+    heads: set[Heads] = field(default_factory=set[Heads])
     varlen: bool = field(default=False)
 
     @cached_property

@@ -19,6 +19,7 @@ from spot.train.checkpoints import last_complete_checkpoint, saving
 from spot.train.config import SpotConfig
 from spot.train.tokenize import Preference
 from spot.train.trainer import SpotTrainer
+from spot.train.upload import upload
 
 CONFIGS = ("config.json", "adapter_config.json")
 """Of a model and of an adapter; the one in a directory says what the rest of it is."""
@@ -31,7 +32,8 @@ Progress = Callable[[int, int, dict[str, float]], None]
 class TrainResult:
     """What training did. `seconds` is this call's wall time, `reference_seconds` the part for the reference.
 
-    `not_shared` says why prefixes were not shared, `None` where they were.
+    `not_shared` says why prefixes were not shared, `not_varlen` why a row's attention took two calls a pair and not one
+    in all; both are `None` where it was so.
     """
 
     steps: int
@@ -41,6 +43,7 @@ class TrainResult:
     reference_seconds: float
     resumed_from: int
     not_shared: str | None
+    not_varlen: str | None
 
 
 def fit(
@@ -75,7 +78,7 @@ def fit(
         with saving(output_dir):
             _publish(trainer, output_dir)
         if args.push_to_hub:
-            trainer.upload(str(output_dir))
+            upload(trainer, str(output_dir))
     return TrainResult(
         steps=trainer.state.global_step,
         num_pairs=trainer.num_train,
@@ -84,6 +87,7 @@ def fit(
         reference_seconds=trainer.reference_seconds,
         resumed_from=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         not_shared=trainer.not_shared,
+        not_varlen=trainer.not_varlen,
     )
 
 
@@ -94,6 +98,8 @@ def notices(trainer: SpotTrainer, args: SpotConfig) -> list[str]:
         lines.append(f"{len(trainer.dropped)} pairs longer than max_length={args.max_length} are left out")
     if trainer.not_shared:
         lines.append(f"prefixes are not shared, which is slower but as exact: {trainer.not_shared}")
+    elif trainer.not_varlen and args.device.type != "cpu":
+        lines.append(f"attention takes two calls a pair, which is slower but as exact: {trainer.not_varlen}")
     return lines
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from huggingface_hub import upload_folder
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -23,19 +22,19 @@ from transformers import (
     TrainerCallback,
     TrainerState,
 )
-from transformers.integrations.liger import apply_liger_kernel
 
 from spot.errors import RunFailed, UserError
 from spot.hub import model_path
 from spot.objectives import update_shift
 from spot.train.adapter import adapter_settings, add_adapter, check_no_adapter, language_model, without_adapter
-from spot.train.attention import varlen_refused
 from spot.train.checkpoints import MetricsFile, TrainingState, saving
-from spot.train.checks import check_budget, check_head, check_pairs, check_vocabulary, tokenized
+from spot.train.checks import check_budget
 from spot.train.config import SpotConfig
-from spot.train.logps import Scorer, accept_batches, share_prefixes
+from spot.train.liger import liger_kind
+from spot.train.logps import Scorer, accept_batches
 from spot.train.metrics import StepMeans, step_metrics
 from spot.train.ranks import Ranks, check_sharding, ranks_of, whole_weights
+from spot.train.ready import check_student, loaded, read_pairs, set_scoring
 from spot.train.reference import (
     Reference,
     compute_reference,
@@ -48,14 +47,8 @@ from spot.train.reference import (
 from spot.train.sampler import StepSampler, in_steps
 from spot.train.step import StepResult, mean_chosen_tokens, run_step
 from spot.train.tokenize import Preference
-from spot.train.weights import (
-    disable_dropout,
-    freeze_precision,
-    load_student,
-    load_tokenizer,
-    save_in_source_form,
-    take_master_weights,
-)
+from spot.train.upload import upload
+from spot.train.weights import freeze_precision, load_tokenizer, save_in_source_form, take_master_weights
 
 __all__ = ["SpotConfig", "SpotTrainer"]
 
@@ -63,11 +56,12 @@ __all__ = ["SpotConfig", "SpotTrainer"]
 class SpotTrainer(Trainer):
     """Train a causal language model on surgical pairs.
 
-    `model` is a directory, a hub name, `lab` or a loaded model (turned to fp32 in place); `train_dataset` are rows in
-    TRL's preference format with explicit prompts, `eval_dataset` too. With `peft_config` a new adapter is trained, and
-    under `bf16` the weights below it keep their own precision. The reference is the model as it is given, without an
-    adapter. `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not
-    shared, `None` where they are. Raises `UserError` on data that cannot be trained on.
+    `model` is a directory, a hub name, `lab` or a loaded model (turned to fp32 in place, and of no other use after);
+    `train_dataset` are rows in TRL's preference format with explicit prompts, `eval_dataset` too. With `peft_config` a
+    new adapter is trained, and under `bf16` the weights below it keep their own precision. The reference is the model
+    as it is given, without an adapter. `dropped` lists the pairs that are left out for their length; `not_shared` says
+    why prefixes are not shared, `not_varlen` why a row's attention takes two calls a pair and not one in all, both
+    `None` where all is as fast as can be. Raises `UserError` on data that cannot be trained on.
     """
 
     args: SpotConfig
@@ -83,46 +77,33 @@ class SpotTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         check_no_adapter(model)
-        if not isinstance(model, PreTrainedModel):
-            model = model_path(str(model))
-        source = model.name_or_path if isinstance(model, PreTrainedModel) else model
+        student = model if isinstance(model, PreTrainedModel) else model_path(str(model))
+        source = student.name_or_path if isinstance(student, PreTrainedModel) else student
         tokenizer = processing_class or load_tokenizer(source or "")
-        self.pairs, self.dropped = tokenized("train_dataset", train_dataset, tokenizer, args)
-        eval_pairs, eval_dropped = tokenized("eval_dataset", eval_dataset or [], tokenizer, args)
-        self.dropped += eval_dropped
+        check_student(student, args)
         # Pairs to evaluate on stand behind those to train on, so that one reference serves both.
-        self.num_train = len(self.pairs)
-        self.pairs += eval_pairs
-        check_pairs(self.num_train, self.pairs, args)
-        if not isinstance(model, PreTrainedModel):
-            model = load_student(model)
-            check_no_adapter(model)  # a directory may hold one, too
-        check_vocabulary(self.pairs, model)
-        disable_dropout(model)
-        self.source_form = take_master_weights(model)
-        self._student = student_hash(model)
+        self.pairs, self.num_train, self.dropped = read_pairs(train_dataset, eval_dataset, tokenizer, args)
+        student = loaded(student, self.pairs)
+        self.source_form = take_master_weights(student)
+        self._student = student_hash(student)
         shortest = min(self.pairs, key=lambda pair: pair.length)
         super().__init__(
-            model=model if peft_config is None else add_adapter(model, peft_config, shortest),
+            model=student if peft_config is None else add_adapter(student, peft_config, shortest),
             args=args,
             processing_class=tokenizer,
             callbacks=callbacks,
-            eval_dataset=range(self.num_train, len(self.pairs)) if eval_pairs else None,  # pyright: ignore[reportArgumentType]
+            eval_dataset=range(self.num_train, len(self.pairs)) if self.num_train < len(self.pairs) else None,  # pyright: ignore[reportArgumentType]
         )
         self._adapter = None if peft_config is None else adapter_settings(peft_config)
         self.args._n_gpu = min(self.args.n_gpu, 1)  # pyright: ignore[reportPrivateUsage] (no DataParallel)
         self._train_batch_size = args.per_device_train_batch_size
         check_sharding(self.accelerator, asked_for_fsdp=bool(args.fsdp))
-        if args.use_liger_kernel:
-            apply_liger_kernel(model, args.liger_kernel_config)
         # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
-        check_head(shortest, model)
-        self.not_shared = share_prefixes(model, shortest)
-        self.not_varlen = varlen_refused(model) if args.bf16 else "that kernel is for bf16"
+        self.not_shared, self.not_varlen = set_scoring(student, shortest, args)
         check_budget(self.pairs, [self._scorer.num_slots(pair) for pair in self.pairs], args)
         if peft_config is not None and args.bf16:
-            freeze_precision(model, self.source_form)
-        accept_batches(model)
+            freeze_precision(student, self.source_form)
+        accept_batches(student)
         seed = args.seed if args.data_seed is None else args.data_seed
         self.sampler = StepSampler(self.num_train, args.pairs_per_step, seed)
         self._eval_steps = in_steps(range(self.num_train, len(self.pairs)), args.pairs_per_step)
@@ -135,7 +116,7 @@ class SpotTrainer(Trainer):
         self._key = ""
         self._since_log = StepMeans()
         self._taken: tuple[StepResult, float] | None = None
-        self._num_parameters = model.num_parameters(exclude_embeddings=True)
+        self._num_parameters = student.num_parameters(exclude_embeddings=True)
         self.add_callback(_Hooks(self))
 
     def get_train_dataloader(self) -> DataLoader[int]:
@@ -144,24 +125,27 @@ class SpotTrainer(Trainer):
 
     def begin(self, step: int) -> None:
         """Make ready what a step needs, after the weights to go on from are in place: `step` steps are done."""
+        if step == 0 and self._steps:
+            raise UserError("train() has been called before; make a new SpotTrainer to start over")
+        if step == 0:
+            self._ready_reference()
+        else:
+            self.reference = load_reference(self._reference_path, self._key, self._ranks)
         if self.metrics_file is not None:
             self.metrics_file.begin(step)
-        if step == 0:
-            if self._steps:
-                raise UserError("train() has been called before; make a new SpotTrainer to start over")
-            self._ready_reference()
-            return
-        self.reference = load_reference(self._reference_path, self._key)
+
+    @property
+    def _precision(self) -> str:
+        """What a token's log-probability is rounded by: a reference of another kind is not exactly 0 away."""
+        liger = liger_kind(self.args.liger_kernel_config or {}) if self.args.use_liger_kernel else ""
+        kinds = {"shared": not self.not_shared, "varlen": not self.not_varlen, "adapter": self._adapter, liger: liger}
+        return "-".join([self.args.precision, *(name for name, holds in kinds.items() if holds)])
 
     def _ready_reference(self) -> None:
         if self.reference is not None:
             return
         started = time.perf_counter()
-        # What a token's log-probability is rounded by, too: a reference of another kind is not exactly 0 away.
-        kinds = {"shared": not self.not_shared, "varlen": not self.not_varlen, "adapter": self._adapter}
-        kinds["liger"] = self.args.use_liger_kernel
-        precision = "-".join([self.args.precision, *(name for name, holds in kinds.items() if holds)])
-        self._key = reference_key(self._student, self.pairs, precision)
+        self._key = reference_key(self._student, self.pairs, self._precision)
         compute = partial(
             compute_reference,
             self._scorer,
@@ -185,7 +169,8 @@ class SpotTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:  # noqa: ARG002
         """Loss and metrics over the whole `eval_dataset` given at the start; the shift stands still.
 
-        Raises `UserError` where there is none, or another is given: its reference would have to be known.
+        Raises `UserError` where there is none, or another is given: its reference would have to be known, and
+        `RunFailed` where a loss is not finite.
         """
         if self.num_train == len(self.pairs) or (eval_dataset is not None and eval_dataset is not self.eval_dataset):
             raise UserError("evaluation needs the pairs that SpotTrainer was given as eval_dataset")
@@ -196,7 +181,11 @@ class SpotTrainer(Trainer):
         totals: dict[str, float] = {}
         for step in self._eval_steps:
             result = self._run_step(step, None, mean_tokens)
-            for name, value in step_metrics(result, self._delta).items():
+            if found := self._not_finite(result, step):
+                what, pairs = found
+                done = self.state.global_step
+                raise RunFailed(f"evaluation after step {done}: the {what} is not finite in pairs {', '.join(pairs)}")
+            for name, value in self._metrics(result).items():
                 if not name.startswith("tether/"):
                     totals[name] = totals.get(name, 0.0) + value * len(step) / (len(self.pairs) - self.num_train)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in totals.items()}
@@ -244,7 +233,8 @@ class SpotTrainer(Trainer):
         started = time.perf_counter()
         model.train()
         result = self._run_step(inputs, self.accelerator.backward)
-        self._check_finite(result, inputs)
+        if found := self._not_finite(result, inputs):
+            self._stop(*found)
         self._taken = result, started
         return torch.tensor(result.loss, device=self.args.device)
 
@@ -252,7 +242,7 @@ class SpotTrainer(Trainer):
         """Count the step in, after the weights have been updated: a checkpoint before has nothing of it."""
         assert self._taken is not None
         result, started = self._taken
-        self._since_log.add(step_metrics(result, self._delta), result.tokens, started)
+        self._since_log.add(self._metrics(result), result.tokens, started)
         batch_mean = float((result.chosen_rewards + result.rejected_rewards).mean()) / 2  # eq. 10
         kind = self.args.shift_kind
         self._delta = update_shift(self._delta, batch_mean, self._steps, kind=kind, decay=self.args.shift_decay)
@@ -270,10 +260,20 @@ class SpotTrainer(Trainer):
             "SpotTrainer predicts nothing; evaluate() gives losses and metrics, spot eval answers questions"
         )
 
-    def _check_finite(self, result: StepResult, indices: list[int]) -> None:
-        bad = [self.pairs[index].id for index, loss in zip(indices, result.losses, strict=True) if not loss.isfinite()]
-        if bad:
-            self._stop("loss", bad)
+    def _metrics(self, result: StepResult) -> dict[str, float]:
+        return step_metrics(result, self._delta, self.args.objective.scores_rejected)
+
+    def _not_finite(self, result: StepResult, indices: list[int]) -> tuple[str, list[str]] | None:
+        """What of `result` is not finite, and in which pairs; rejected answers that are only logged count, too."""
+        columns = {"loss": result.losses}
+        if self.args.objective.scores_rejected:
+            columns["rejected answers' log-probability"] = result.rejected_logps
+        for what, column in columns.items():
+            if bad := [
+                self.pairs[index].id for index, value in zip(indices, column, strict=True) if not value.isfinite()
+            ]:
+                return what, bad
+        return None
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -310,8 +310,9 @@ class SpotTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model in the precision it came in, with tokenizer, chat template and generation config.
 
-        An adapter is saved alone, in fp32. Checkpoints (`_internal_call`) keep the fp32 master weights. All processes
-        have to call; the first one writes.
+        An adapter is saved alone, in fp32. Checkpoints (`_internal_call`) keep the fp32 master weights. Under DeepSpeed
+        in bf16 the model is the bf16 copy of masters that DeepSpeed keeps to itself; that copy is what is saved. All
+        processes have to call; the first one writes.
         """
         if _internal_call:
             super().save_model(output_dir, _internal_call=True)
@@ -319,7 +320,7 @@ class SpotTrainer(Trainer):
         directory = output_dir or str(self.args.output_dir)
         self.write_model(directory)
         if self.args.push_to_hub:
-            self.upload(directory, "Model save")
+            upload(self, directory, "Model save")
 
     def write_model(self, directory: str) -> None:
         """`save_model` without the upload that `args.push_to_hub` asks for."""
@@ -333,34 +334,7 @@ class SpotTrainer(Trainer):
     def push_to_hub(self, commit_message: str | None = "End of training", *args: Any, **kwargs: Any) -> Any:
         """Save the model to `output_dir` as `save_model` does and upload that; further arguments as in `upload`."""
         self.write_model(str(self.args.output_dir))
-        return self.upload(str(self.args.output_dir), commit_message, *args, **kwargs)
-
-    def upload(
-        self,
-        directory: str,
-        commit_message: str | None = None,
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-    ) -> Any:
-        """Upload what `directory` holds of the model, no checkpoints, to `args.hub_model_id`; from the first process.
-
-        The Trainer's own upload would take its checkpoints' fp32 masters.
-        """
-        if not self.is_world_process_zero():
-            return None
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        return upload_folder(
-            repo_id=str(self.hub_model_id),
-            folder_path=directory,
-            commit_message=commit_message,
-            token=token or self.args.hub_token,
-            revision=revision or self.args.hub_revision,
-            run_as_future=not blocking,
-            ignore_patterns=["_*", "checkpoint-*", "*.jsonl", "reference.safetensors"],
-        )
+        return upload(self, str(self.args.output_dir), commit_message, *args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with saving(Path(str(self.args.output_dir))):
@@ -385,6 +359,7 @@ class SpotTrainer(Trainer):
             "student": self._student,
             "adapter": self._adapter,
             "tokens": tokens_hash(self.pairs),
+            "precision": self._precision,
         }
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

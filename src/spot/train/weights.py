@@ -23,6 +23,9 @@ __all__ = [
 ]
 
 
+_FORM = "_spot_source_form"
+
+
 @dataclass(frozen=True)
 class SourceForm:
     """What training changes about a model besides its weights' values: precision, config, generation config."""
@@ -33,24 +36,32 @@ class SourceForm:
 
 
 def take_master_weights(model: PreTrainedModel) -> SourceForm:
-    """Turn `model` to fp32 in place and remember its form.
+    """Turn `model` to fp32 in place and remember its form, on itself, too: a trainer may refuse it after this.
 
-    At the method's learning rates an update is far below bf16's spacing: bf16 weights would not move.
+    At the method's learning rates an update is far below bf16's spacing: bf16 weights would not move. (Under DeepSpeed
+    in bf16 they become bf16 again, and the masters are DeepSpeed's own.)
     """
-    form = SourceForm(
-        dtypes={name: parameter.dtype for name, parameter in model.named_parameters()},
-        config=copy.deepcopy(model.config),
-        generation_config=copy.deepcopy(model.generation_config),
-    )
+    form: SourceForm | None = getattr(model, _FORM, None)
+    if form is None:
+        form = SourceForm(
+            dtypes={name: parameter.dtype for name, parameter in model.named_parameters()},
+            config=copy.deepcopy(model.config),
+            generation_config=copy.deepcopy(model.generation_config),
+        )
+        setattr(model, _FORM, form)
     model.float()
     return form
 
 
 def freeze_precision(model: PreTrainedModel, form: SourceForm) -> None:
-    """Give weights that are not trained the precision that they came in; adapters have renamed them."""
+    """Give weights that are not trained the precision that they came in; adapters have renamed them.
+
+    What an adapter brings along and does not train (AdaLoRA's ranks, say) stays as it is.
+    """
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(form.dtypes[name.replace(".base_layer.", ".")])
+        source = name.replace(".base_layer.", ".").replace(".original_module.", ".")
+        if not parameter.requires_grad and source in form.dtypes:
+            parameter.data = parameter.data.to(form.dtypes[source])
 
 
 def save_in_source_form(model: Any, weights: Mapping[str, Tensor], form: SourceForm, directory: str) -> None:
@@ -78,9 +89,14 @@ def save_in_source_form(model: Any, weights: Mapping[str, Tensor], form: SourceF
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Turn all dropout off: with it, the policy differs from the reference before the first step."""
+    """Turn off all dropout that can be found: with it, the policy differs from the reference before the first step.
+
+    Architectures keep the rest in numbers of many names (`dropout`, `attention_dropout`, `layerdrop`). What reads its
+    config instead is found by `check_head`.
+    """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType] (transformers keeps a float there)
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,186 @@
+"""What a try without a reply means: for its request, for the server, for the run."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import urlsplit
+
+import openai
+
+from spot.errors import RunFailed, StoppedEarly, UserError
+from spot.models import wire
+from spot.models.base import Reply
+
+# That many requests given up in a row, with no answer in between, say that the endpoint is to blame and not they.
+PATIENCE = 8
+
+RETRIED_STATUS = frozenset({408, 409, 429})
+
+About = Literal["request", "unclear", "busy", "gone", "absent", "money", "setup"]
+"""Who failed: the request; it or the server; the server, which has too much to do, went away, or never was there; the
+account; the user's set-up."""
+
+GOES_ON = "all replies so far are kept, the same command goes on"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A try without a reply. `charged` is `None` where the server may have worked for it; `retry_after` in seconds."""
+
+    id: str
+    about: About
+    why: str
+    charged: bool | None = False
+    status: int | None = None
+    retry_after: float | None = None
+    hung: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server says that it has too much to do."""
+        return self.status in (429, 503)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Tells failures apart. `key` is known here only so that it can be taken out of what servers say."""
+
+    model: str
+    api_key_env: str | None
+    key: str | None
+    timeout: float
+
+    def of_status(self, base_url: str, id: str, error: openai.APIStatusError, answered: bool) -> Failure:
+        """An HTTP status that is an error, from a server that has `answered` something before or not."""
+        status, says = error.status_code, self.clean(wire.server_says(error.body, error.response.text))
+        why = f"HTTP {status}: {says}" if says else f"HTTP {status}"
+        about = self._about(status, error.body, says, answered)
+        if about == "setup":
+            why = self._not_found(base_url, says) if status == 404 else self._key_refused(base_url, status)
+        return Failure(
+            id,
+            about,
+            why,
+            # Behind a proxy that gave up waiting somebody may have answered.
+            charged=None if status in (408, 502, 504) or status >= 520 else False,
+            status=status,
+            retry_after=wire.retry_after(error.response.headers),
+        )
+
+    def of_connection(self, base_url: str, id: str, error: openai.APIConnectionError, reached: bool) -> Failure:
+        """A connection that was not made or broke, to a server that was `reached` before or not."""
+        cause = error.__cause__
+        # By name: the SDK's transport library is its own affair and has changed before.
+        kind = type(cause).__name__
+        detail = self.clean(str(cause)) or kind
+        if kind not in ("ConnectError", "ConnectTimeout"):
+            return Failure(id, "unclear", f"connection broken ({detail})", charged=None)
+        if kind == "ConnectError" and not reached:
+            why = f"{base_url}: cannot connect ({detail}); is the server running, and is the URL right?"
+            return Failure(id, "absent", why)
+        return Failure(id, "gone", f"cannot connect ({detail})")
+
+    def of_timeout(self, id: str) -> Failure:
+        """No whole answer in time."""
+        return Failure(id, "unclear", f"no answer within {self.timeout:g} s", charged=None, hung=True)
+
+    def clean(self, text: str) -> str:
+        """One short line, without the key even where a server repeats it."""
+        if self.key:
+            text = text.replace(self.key, f"[{self.api_key_env}]")
+        return wire.one_line(text)
+
+    @staticmethod
+    def _about(status: int, body: object, says: str, answered: bool) -> About:
+        if wire.out_of_money(status, body, says):
+            return "money"
+        if status in (401, 404) or (status == 403 and not answered):
+            return "setup"
+        if status == 429:
+            return "request" if wire.never_fits(status, says) else "busy"
+        return "unclear" if status in RETRIED_STATUS or status >= 500 else "request"
+
+    def _key_refused(self, base_url: str, status: int) -> str:
+        if self.api_key_env is None:
+            return (
+                f"{base_url} wants a key (HTTP {status}); put it into an environment variable and name that "
+                "variable as api_key_env"
+            )
+        return (
+            f"{base_url} refuses the key in the environment variable {self.api_key_env} (HTTP {status}) for "
+            f"model {self.model!r}; set it to a key that is valid there"
+        )
+
+    def _not_found(self, base_url: str, says: str) -> str:
+        if self.model not in says and not re.search(r"/v\d", urlsplit(base_url).path):
+            return (
+                f"{base_url}/chat/completions does not exist (HTTP 404); the path of such a URL mostly ends in "
+                f"/v1: try {base_url}/v1"
+            )
+        detail = f": {says}" if says else ""
+        return f"{base_url} has no model {self.model!r} (HTTP 404{detail})"
+
+
+Outcome = Reply | Failure
+"""How a request ended: a failure here is one that is not tried again."""
+
+
+@dataclass
+class Triage:
+    """Decides what failed requests mean, from what came before and after them.
+
+    A request that was tried in vain may be to blame itself (a prompt that crashes the server) or the endpoint may be.
+    Such failures are held back until another request is answered; only then are they recorded as error replies. If
+    nothing more is answered they are not recorded, and a resumed run asks them again.
+    """
+
+    answered: bool
+    held: list[Failure] = field(default_factory=list[Failure])
+
+    def sort(self, outcomes: Sequence[Outcome]) -> list[Reply]:
+        """The replies that can be committed now."""
+        replies: list[Reply] = []
+        for outcome in outcomes:
+            if isinstance(outcome, Reply):
+                self.answered = True
+                replies += [*self.release(), outcome]
+            elif outcome.about == "request" and self.answered:
+                replies.append(_error_reply(outcome))
+            else:
+                self.held.append(outcome)
+        return replies
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many requests failed in a row that the endpoint is to blame."""
+        return len(self.held) >= PATIENCE
+
+    def release(self) -> list[Reply]:
+        """What is held, as error replies: its own fault."""
+        held, self.held = self.held, []
+        return [_error_reply(failure) for failure in held]
+
+
+def nobody_left(base_url: str, of: int, failures: Sequence[Failure], answered: bool) -> Exception:
+    """What ends a run when all `of` servers are out, `base_url` the last of them; `answered` if any ever replied."""
+    why = failures[-1].why
+    if all(failure.about == "absent" for failure in failures):
+        return UserError(why if of == 1 else f"none of {of} URLs can be reached; the last: {why}")
+    return dead(base_url if of == 1 else f"{base_url}, the last of {of} URLs,", why, answered)
+
+
+def dead(where: str, why: str, answered: bool) -> Exception:
+    """What ends a run in which nobody answers any more, or nobody ever did."""
+    if answered:
+        return StoppedEarly(f"{where} stopped answering: {why}; {GOES_ON}")
+    return RunFailed(f"{where} answered no request; the last failure: {why}")
+
+
+def no_money(base_url: str, failure: Failure) -> StoppedEarly:
+    """What ends a run when the account is empty."""
+    return StoppedEarly(f"the account at {base_url} is out of credit ({failure.why}); top it up: {GOES_ON} from here")
+
+
+def _error_reply(failure: Failure) -> Reply:
+    return Reply(id=failure.id, text="", finish_reason="error", error=failure.why)

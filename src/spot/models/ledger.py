@@ -1,0 +1,328 @@
+"""The ledger: every paid request is on the disk before it is sent, and its raw reply before anything reads it.
+
+One SQLite file (WAL, every commit synced) that several processes may share. A row is one request; its key covers all
+that decides the reply, so nothing stale is ever reused. Of a row's tries, those that were neither turned down nor
+answered have an unknown outcome: they were on their way when the process died or the connection broke, and count as
+possible spend at the worst they can have cost.
+"""
+
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from spot.errors import UserError
+from spot.models.base import Reply, Usage
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS requests (
+  key TEXT PRIMARY KEY,
+  stage TEXT NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL,
+  request_id TEXT NOT NULL, candidate INTEGER NOT NULL, attempt INTEGER NOT NULL,
+  body TEXT NOT NULL,                  -- JSON: messages, sampling and seed, as sent
+  sends INTEGER NOT NULL,              -- tries that were let out
+  refused INTEGER NOT NULL DEFAULT 0,  -- of those, turned down and not charged
+  replied INTEGER NOT NULL DEFAULT 0,  -- of those, answered: more than 1 where an error reply was asked again
+  worst REAL NOT NULL,                 -- the most one try can cost
+  owner TEXT NOT NULL,                 -- the process that sent it last
+  sent_at REAL NOT NULL,
+  replied_at REAL, text TEXT, reasoning TEXT, finish_reason TEXT, error TEXT,
+  prompt_tokens INTEGER, completion_tokens INTEGER, cost REAL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS account (id INTEGER PRIMARY KEY CHECK (id = 0), spent REAL NOT NULL, open REAL NOT NULL);
+INSERT OR IGNORE INTO account VALUES (0, 0, 0);
+"""
+FOREIGN_SECONDS = 3600.0
+"""How long a request that another host has sent is waited for; longer than any try may take."""
+
+_BATCH = 500  # keys in one query; SQLite takes at least 999
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What tokens cost, in dollars per million."""
+
+    input: float = 0.0
+    output: float = 0.0
+
+    def cost(self, usage: Usage) -> float:
+        """Dollars for tokens that were used."""
+        return (self.input * usage.prompt_tokens + self.output * usage.completion_tokens) / 1e6
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A request as the ledger keeps it; `worst` is the most that one try can cost, in dollars."""
+
+    key: str
+    stage: str
+    endpoint: str
+    model: str
+    request_id: str
+    candidate: int
+    attempt: int
+    body: str
+    worst: float
+
+
+@dataclass(frozen=True)
+class Admit:
+    """Let out one try of `entry`, unless the account would pass `max_cost`."""
+
+    entry: Entry
+    max_cost: float | None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A try came to nothing; where it is not known whether it is charged, it stays open."""
+
+    key: str
+    charged: bool | None
+
+
+@dataclass(frozen=True)
+class Replied:
+    """A reply and its cost in dollars; `None` where the server did not say what it used: the worst is assumed."""
+
+    key: str
+    reply: Reply
+    cost: float | None
+
+
+Operation = Admit | Refused | Replied
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sum over requests of one stage, model and outcome: tokens, dollars, and dollars that may have been spent."""
+
+    stage: str
+    model: str
+    outcome: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    possible: float
+
+
+class Ledger:
+    """The ledger at `path`, made at its first use where there is none.
+
+    Raises `UserError` where the file is no ledger, cannot be written, or the disk is full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._owner = owner()
+        self._turn = threading.Lock()
+
+    @cached_property
+    def _database(self) -> sqlite3.Connection:
+        with self._errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Writes come from whichever thread has the turn, one at a time.
+            database = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=FULL")
+            database.executescript(_SCHEMA)
+        return database
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if "_database" in self.__dict__:
+            self._database.close()
+            del self._database
+
+    def apply(self, operations: Sequence[Operation]) -> list[bool]:
+        """Commit all `operations` at once; false for each `Admit` that the account has no room for."""
+        with self.transaction():
+            return [self._apply(operation) for operation in operations]
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection]:
+        """What is done to the connection inside is one commit, or nothing; one thread has it at a time."""
+        with self._errors(), self._turn:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:  # a full disk has ended it already
+                    self._database.execute("ROLLBACK")
+                raise
+
+    def _apply(self, operation: Operation) -> bool:
+        if isinstance(operation, Admit):
+            return self._admit(operation.entry, operation.max_cost)
+        if isinstance(operation, Refused):
+            self._refused(operation)
+        else:
+            self._replied(operation)
+        return True
+
+    def _admit(self, entry: Entry, max_cost: float | None) -> bool:
+        spent, open_ = self._database.execute("SELECT spent, open FROM account").fetchone()
+        if max_cost is not None and spent + open_ + entry.worst > max_cost:
+            return False
+        self._database.execute(
+            "INSERT INTO requests (key, stage, endpoint, model, request_id, candidate, attempt, body, sends, worst, "
+            "owner, sent_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?) "
+            "ON CONFLICT (key) DO UPDATE SET sends = sends + 1, owner = excluded.owner, sent_at = excluded.sent_at",
+            (
+                *(entry.key, entry.stage, entry.endpoint, entry.model, entry.request_id, entry.candidate),
+                *(entry.attempt, entry.body, entry.worst, self._owner, time.time()),
+            ),
+        )
+        self._database.execute("UPDATE account SET open = open + ?", (entry.worst,))
+        return True
+
+    def _refused(self, operation: Refused) -> None:
+        if operation.charged is not False:
+            return
+        worst = self._worst(operation.key)
+        self._database.execute("UPDATE requests SET refused = refused + 1 WHERE key = ?", (operation.key,))
+        self._database.execute("UPDATE account SET open = open - ?", (worst,))
+
+    def _replied(self, operation: Replied) -> None:
+        reply, usage = operation.reply, operation.reply.usage
+        worst = self._worst(operation.key)
+        cost = worst if operation.cost is None else operation.cost
+        # A good reply stays, whatever comes after it (from another process, say); what that costs is booked as well.
+        self._database.execute(
+            "UPDATE requests SET replied_at = ?, text = ?, reasoning = ?, finish_reason = ?, error = ? "
+            "WHERE key = ? AND (replied = 0 OR finish_reason = 'error')",
+            (time.time(), reply.text, reply.reasoning, reply.finish_reason, reply.error, operation.key),
+        )
+        self._database.execute(
+            "UPDATE requests SET replied = replied + 1, cost = COALESCE(cost, 0) + ? WHERE key = ?",
+            (cost, operation.key),
+        )
+        if usage is not None:
+            self._database.execute(
+                "UPDATE requests SET prompt_tokens = COALESCE(prompt_tokens, 0) + ?, "
+                "completion_tokens = COALESCE(completion_tokens, 0) + ? WHERE key = ?",
+                (usage.prompt_tokens, usage.completion_tokens, operation.key),
+            )
+        self._database.execute("UPDATE account SET spent = spent + ?, open = open - ?", (cost, worst))
+
+    def _worst(self, key: str) -> float:
+        return float(self._database.execute("SELECT worst FROM requests WHERE key = ?", (key,)).fetchone()[0])
+
+    def replies(self, ids_by_key: dict[str, str]) -> Iterator[list[Reply]]:
+        """What is on record under these keys, in groups, each under the request id that is asked now.
+
+        Replies that were errors are not given: those are asked again.
+        """
+        keys = list(ids_by_key)
+        for first in range(0, len(keys), _BATCH):
+            part = keys[first : first + _BATCH]
+            marks = ", ".join("?" * len(part))
+            with self._errors():
+                rows = self._database.execute(
+                    "SELECT key, text, reasoning, finish_reason, prompt_tokens, completion_tokens FROM requests "
+                    f"WHERE replied > 0 AND finish_reason != 'error' AND key IN ({marks})",
+                    part,
+                ).fetchall()
+            if rows:
+                yield [_reply(ids_by_key[key], *values) for key, *values in rows]
+
+    def in_flight_elsewhere(self, keys: Sequence[str]) -> set[str]:
+        """Of `keys`, those that another process that is still alive has sent and not yet settled.
+
+        What is in a batch has no owner: it is on its way whether or not anybody lives who sent it.
+        """
+        found: set[str] = set()
+        for first in range(0, len(keys), _BATCH):
+            part = keys[first : first + _BATCH]
+            rows = self._database.execute(
+                f"SELECT key, owner, sent_at FROM requests WHERE sends > refused + replied AND owner NOT IN ('', ?) "
+                f"AND key IN ({', '.join('?' * len(part))})",
+                [self._owner, *part],
+            ).fetchall()
+            now = time.time()
+            found.update(key for key, who, sent_at in rows if is_alive(who, now - sent_at))
+        return found
+
+    def spent(self) -> tuple[float, float]:
+        """Dollars spent, and dollars that open tries may cost or have cost."""
+        spent, open_ = self._database.execute("SELECT spent, open FROM account").fetchone()
+        return float(spent), max(0.0, float(open_))
+
+    def lines(self) -> list[Line]:
+        """The account by stage, model and outcome."""
+        with self._errors():
+            rows = self._database.execute(
+                "SELECT stage, model, CASE WHEN replied > 0 THEN finish_reason WHEN sends > refused THEN 'unknown' "
+                "ELSE 'refused' END AS outcome, COUNT(*), COALESCE(SUM(prompt_tokens), 0), "
+                "COALESCE(SUM(completion_tokens), 0), COALESCE(SUM(cost), 0), "
+                "SUM(worst * (sends - refused - replied)) FROM requests GROUP BY stage, model, outcome "
+                "ORDER BY MIN(sent_at), outcome"
+            ).fetchall()
+        return [Line(*row) for row in rows]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Every request with all that is known of it, in the order in which they were last sent."""
+        with self._errors():
+            cursor = self._database.execute("SELECT * FROM requests ORDER BY sent_at, key")
+            names = [column[0] for column in cursor.description]
+            for row in cursor:
+                yield dict(zip(names, row, strict=True))
+
+    @contextmanager
+    def _errors(self) -> Generator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            full = "full" in str(error)
+            mend = "free some room and run the same command again" if full else "is it a ledger, and can it be written?"
+            raise UserError(f"{self.path}: {error}; {mend}; what was committed is kept") from error
+
+
+def _reply(id: str, text: str, reasoning: str, finish_reason: Any, prompt: int | None, completion: int | None) -> Reply:
+    usage = None if prompt is None or completion is None else Usage(prompt, completion)
+    return Reply(id, text, finish_reason, reasoning=reasoning, usage=usage)
+
+
+def owner() -> str:
+    """This process: host, pid, and when it started, since pids come round again."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
+
+
+def is_alive(who: str, seconds_ago: float = 0.0) -> bool:
+    """Whether the process that `owner` named, last heard of `seconds_ago`, may still run.
+
+    Of another host that cannot be told: it is assumed for `FOREIGN_SECONDS`.
+    """
+    host, pid, started = who.rsplit(":", 2)
+    if host != socket.gethostname():
+        return seconds_ago < FOREIGN_SECONDS
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return _started(int(pid)) == started
+
+
+def _started(pid: int) -> str:
+    try:
+        # The 22nd field, counted after the command's name, which may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "0"

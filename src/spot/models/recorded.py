@@ -1,0 +1,249 @@
+"""A model whose every request goes through the ledger: nothing is paid twice, and nothing beyond a limit."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from spot.errors import StoppedEarly
+from spot.models.base import Model, Reply, Request, request_key
+from spot.models.ledger import Admit, Entry, Ledger, Operation, Prices, Refused, Replied
+from spot.schema import Sampling, as_dicts
+
+TEMPLATE_TOKENS = 64
+"""What a chat template may add to a prompt, a message."""
+
+ELSEWHERE_EVERY = 1.0
+"""Seconds between looks at what another process is waiting for."""
+
+
+class Turnstile(Protocol):
+    """Whoever has a say, beside the account, in what is still worth asking."""
+
+    async def enter(self, request: Request) -> None:
+        """Wait until `request` is wanted; raises `NoMore` when nothing is."""
+        ...
+
+
+class RecordedModel:
+    """`model` behind `ledger`; implements `spot.models.base.Model`.
+
+    What is on record is yielded at once. With `max_cost`, in dollars and of the whole ledger, a request is sent only if
+    its worst case still fits; where it does not and nothing is on its way, `StoppedEarly`. `stage` is what the account
+    books it under.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        ledger: Ledger,
+        stage: str,
+        prices: Prices | None = None,
+        max_cost: float | None = None,
+        turnstile: Turnstile | None = None,
+    ) -> None:
+        self.name = model.name
+        self.turnstile = turnstile
+        self._model = model
+        self._ledger = ledger
+        self._stage = stage
+        self._prices = prices or Prices()
+        self._max_cost = max_cost
+
+    @property
+    def fingerprint(self) -> str:
+        """What, beside messages and sampling, decides the replies."""
+        return str(getattr(self._model, "fingerprint", self._model.name))
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
+    ) -> AsyncIterator[list[Reply]]:
+        """Answer what is not in `done`: first what is on record, then what has to be asked, as it comes."""
+        by_id = {request.id: request for request in requests}
+        key_of = {id: request_key(self.fingerprint, request, sampling) for id, request in by_id.items()}
+        open_ = {key: id for id, key in key_of.items() if id not in done}
+        answered = set(done)
+        for group in self._ledger.replies(open_):
+            answered.update(reply.id for reply in group)
+            yield group
+        gate = _LedgerGate(self, key_of, sampling)
+        try:
+            # All requests are passed, because a local model forms its batches over the whole list.
+            async for group in self._asked(gate, list(by_id.values()), sampling, answered):
+                yield group
+        finally:
+            await gate.close()
+
+    async def _asked(
+        self, gate: "_LedgerGate", requests: Sequence[Request], sampling: Sampling, answered: set[str]
+    ) -> AsyncIterator[list[Reply]]:
+        """The model's replies, committed before they are yielded; other processes' as they settle."""
+        key_of = gate.key_of
+        while True:
+            todo = {key_of[request.id]: request.id for request in requests if request.id not in answered}
+            elsewhere = {todo[key] for key in self._ledger.in_flight_elsewhere(list(todo))}
+            if len(todo) > len(elsewhere):
+                async for replies in self._sent(gate, requests, sampling, frozenset(answered | elsewhere)):
+                    answered.update(reply.id for reply in replies)
+                    yield replies
+            if not elsewhere:
+                return
+            await asyncio.sleep(ELSEWHERE_EVERY)
+            for replies in self._ledger.replies({key_of[id]: id for id in elsewhere}):
+                answered.update(reply.id for reply in replies)
+                yield replies
+
+    async def _sent(
+        self, gate: "_LedgerGate", requests: Sequence[Request], sampling: Sampling, done: frozenset[str]
+    ) -> AsyncIterator[list[Reply]]:
+        sends: Any = self._model
+        has_gate = hasattr(sends, "gate")
+        if has_gate:
+            sends.gate = gate
+        else:
+            # A model in process: what it costs is time, but its replies are on record like any other.
+            await gate.admit_all([request for request in requests if request.id not in done])
+        replies = self._model.generate(requests, sampling, done)
+        try:
+            async for group in replies:
+                await gate.replied(group)
+                yield group
+        finally:
+            close = getattr(replies, "aclose", None)
+            if close is not None:
+                await close()
+            if has_gate:
+                sends.gate = None
+
+    def entry(self, request: Request, sampling: Sampling, key: str) -> Entry:
+        """What the ledger keeps of a request."""
+        body: dict[str, Any] = {
+            "messages": as_dicts(list(request.messages)),
+            "sampling": sampling.model_dump(),
+            "seed": request.seed,
+            **({"prefix": request.prefix} if request.prefix else {}),
+        }
+        return Entry(
+            key,
+            self._stage,
+            self.fingerprint,
+            self.name,
+            request.id,
+            request.candidate,
+            request.attempt,
+            json.dumps(body, ensure_ascii=False),
+            worst_cost(request, sampling, self._prices),
+        )
+
+    def operation(self, key: str, reply: Reply) -> Replied:
+        """What the ledger is told of a reply."""
+        return Replied(key, reply, None if reply.usage is None else self._prices.cost(reply.usage))
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where requests are written."""
+        return self._ledger
+
+    @property
+    def max_cost(self) -> float | None:
+        """Dollars that the ledger may come to."""
+        return self._max_cost
+
+
+class _LedgerGate:
+    """One call's gate: every try is committed before it is sent. Implements `spot.models.base.Gate`.
+
+    What comes while one commit runs shares the next, so that a sync to the disk serves many requests.
+    """
+
+    def __init__(self, model: RecordedModel, key_of: dict[str, str], sampling: Sampling) -> None:
+        self.key_of = key_of
+        self._model = model
+        self._sampling = sampling
+        self._waiting: list[tuple[Operation, asyncio.Future[bool]]] = []
+        self._committing: asyncio.Task[None] | None = None
+        self._open = 0  # tries let out, or about to be, whose end is not committed yet
+        self._changed = asyncio.Event()
+
+    async def admit(self, request: Request, sampling: Sampling) -> None:  # noqa: ARG002 (it is this call's)
+        """Commit the try; waits for room in the account while something is on its way."""
+        if self._model.turnstile is not None:
+            await self._model.turnstile.enter(request)
+        key = self.key_of[request.id]
+        operation = Admit(self._model.entry(request, self._sampling, key), self._model.max_cost)
+        while not await self._let_out(operation):
+            if not self._open:
+                self._tell()  # those who wait for what was open
+                spent, open_ = self._model.ledger.spent()
+                raise StoppedEarly(
+                    f"max_cost: ${spent:.2f} are spent, up to ${open_:.2f} may be, and the next request could cost "
+                    f"${operation.entry.worst:.2f}, which is more than ${self._model.max_cost:g} allow; raise it and "
+                    "run the same command again, it goes on from here"
+                )
+            await self._changed.wait()
+
+    async def _let_out(self, operation: Admit) -> bool:
+        self._open += 1
+        admitted = await self._enqueue(operation)
+        self._open -= not admitted
+        return admitted
+
+    async def admit_all(self, requests: Sequence[Request]) -> None:
+        """Commit many requests of a model in process at once; they cost nothing."""
+        entries = [self._model.entry(request, self._sampling, self.key_of[request.id]) for request in requests]
+        await asyncio.to_thread(
+            self._model.ledger.apply, [Admit(replace(entry, worst=0.0), max_cost=None) for entry in entries]
+        )
+
+    def refused(self, request: Request, charged: bool | None) -> None:
+        """Book the end of a try without a reply."""
+        self._enqueue(Refused(self.key_of[request.id], charged)).add_done_callback(lambda _: self._settled())
+
+    async def replied(self, replies: Sequence[Reply]) -> None:
+        """Commit replies. Of an error without usage no try was answered: `refused` has booked them all."""
+        answers = [reply for reply in replies if reply.finish_reason != "error" or reply.usage is not None]
+        await asyncio.gather(*(self._enqueue(self._model.operation(self.key_of[reply.id], reply)) for reply in answers))
+        for _ in answers:
+            self._settled()
+
+    def _settled(self) -> None:
+        self._open = max(0, self._open - 1)  # a batch of an earlier process was not let out here
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _enqueue(self, operation: Operation) -> asyncio.Future[bool]:
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((operation, future))
+        if self._committing is None or self._committing.done():
+            self._committing = asyncio.create_task(self._drain())
+        return future
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                done = await asyncio.to_thread(self._model.ledger.apply, [operation for operation, _ in batch])
+            except Exception as error:
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+                        future.exception()  # some wait for it, some do not
+                continue
+            for (_, future), result in zip(batch, done, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+    async def close(self) -> None:
+        """Wait until everything is committed."""
+        while self._committing is not None and not self._committing.done():
+            await self._committing
+
+
+def worst_cost(request: Request, sampling: Sampling, prices: Prices) -> float:
+    """The most dollars that one try can cost: a token is never shorter than a byte."""
+    prompt = sum(len(message.content.encode()) + TEMPLATE_TOKENS for message in request.messages)
+    return (prices.input * prompt + prices.output * sampling.max_new_tokens) / 1e6

@@ -1,0 +1,47 @@
+"""Exactly so many pairs: a correction is asked for only while it may still be needed."""
+
+import asyncio
+from collections import defaultdict
+
+from spot.models.base import NoMore, Request
+
+
+class Target:
+    """Lets requests through while fewer failures are on their way than pairs are missing.
+
+    A failure gives at most one pair, so no more pairs come than are wanted, and nothing is paid for in vain at the end.
+    Implements `spot.models.recorded.Turnstile`.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self._accepted: set[str] = set()
+        self._on_their_way: defaultdict[str, set[int]] = defaultdict(set)
+        self._changed = asyncio.Event()
+
+    @property
+    def missing(self) -> int:
+        """Pairs that are still wanted."""
+        return max(0, self.wanted - len(self._accepted))
+
+    async def enter(self, request: Request) -> None:
+        """Wait until the failure that `request` is about is wanted; raises `NoMore` when none is."""
+        while True:
+            if not self.missing:
+                raise NoMore
+            if request.about in self._on_their_way or len(self._on_their_way) < self.missing:
+                self._on_their_way[request.about].add(request.candidate)
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    def leave(self, about: str, candidate: int, *, accepted: bool = False) -> None:
+        """A candidate's correction was judged, or has to be asked for again later."""
+        if accepted:
+            self._accepted.add(about)
+        waiting = self._on_their_way.get(about)
+        if waiting is not None:
+            waiting.discard(candidate)
+            if not waiting:
+                del self._on_their_way[about]
+        self._changed.set()

@@ -1,0 +1,170 @@
+"""The account: what was sent, answered, turned down, and what may have been spent."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spot.errors import UserError
+from spot.models.base import Reply, Usage
+from spot.models.ledger import Admit, Entry, Ledger, Prices, Refused, Replied, is_alive, owner
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        yield opened
+
+
+def entry(key: str, worst: float = 1.0) -> Entry:
+    return Entry(key, "rectify", "http://h/v1", "m", f"id-{key}", 0, 0, "{}", worst)
+
+
+def admit(key: str, worst: float = 1.0, max_cost: float | None = None) -> Admit:
+    return Admit(entry(key, worst), max_cost)
+
+
+def replied(key: str, cost: float | None = 0.25, text: str = "hello", finish_reason: str = "stop") -> Replied:
+    return Replied(key, Reply(f"id-{key}", text, finish_reason, usage=Usage(10, 20)), cost)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_try_is_open_until_it_is_answered_or_turned_down(ledger: Ledger) -> None:
+    ledger.apply([admit("a"), admit("b"), admit("c")])
+    assert ledger.spent() == (0, 3)
+    ledger.apply([replied("a"), Refused("b", charged=False), Refused("c", charged=None)])
+    assert ledger.spent() == (0.25, 1)
+    outcomes = {line.outcome: (line.requests, line.cost, line.possible) for line in ledger.lines()}
+    assert outcomes == {"stop": (1, 0.25, 0), "refused": (1, 0, 0), "unknown": (1, 0, 1)}
+
+
+def test_replies_come_back_under_the_id_that_is_asked_now(ledger: Ledger) -> None:
+    ledger.apply([admit("a"), admit("b"), replied("a", text="né\u2028e"), replied("b", finish_reason="error")])
+    [[reply]] = list(ledger.replies({"a": "now", "b": "error replies are asked again", "c": "never asked"}))
+    assert reply == Reply("now", "né\u2028e", "stop", usage=Usage(10, 20))
+
+
+def test_a_good_reply_stays_and_what_follows_is_paid_all_the_same(ledger: Ledger) -> None:
+    ledger.apply([admit("a"), replied("a", text="", finish_reason="error"), admit("a"), replied("a", text="good")])
+    ledger.apply([admit("a"), replied("a", text="again")])
+    [[reply]] = list(ledger.replies({"a": "id"}))
+    assert reply.text == "good"
+    assert ledger.spent() == (0.75, 0)
+    [line] = ledger.lines()
+    assert (line.prompt_tokens, line.completion_tokens, line.possible) == (30, 60, 0)
+
+
+def test_without_usage_the_worst_is_assumed(ledger: Ledger) -> None:
+    ledger.apply([admit("a", worst=2), replied("a", cost=None)])
+    assert ledger.spent() == (2, 0)
+
+
+def test_the_limit_counts_what_is_open(ledger: Ledger) -> None:
+    assert ledger.apply([admit("a", 1, 2.5), admit("b", 1, 2.5), admit("c", 1, 2.5)]) == [True, True, False]
+    ledger.apply([replied("a", cost=0.1)])
+    assert ledger.apply([admit("c", 1, 2.5)]) == [True]
+    assert ledger.apply([admit("d", 1, 2.5)]) == [False]
+    assert {row["key"] for row in ledger.rows()} == {"a", "b", "c"}
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    events=st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["admit", "reply", "error", "refuse", "lose"])), max_size=25
+    )
+)
+def test_the_account_is_the_sum_of_its_rows(
+    tmp_path_factory: pytest.TempPathFactory, events: list[tuple[str, str]]
+) -> None:
+    in_flight: dict[str, int] = dict.fromkeys("abc", 0)
+    with Ledger(tmp_path_factory.mktemp("ledger") / "l.sqlite") as ledger:
+        for key, event in events:
+            if event == "admit":
+                in_flight[key] += ledger.apply([admit(key, 1.0, 9.0)]) == [True]
+            elif in_flight[key]:
+                in_flight[key] -= 1
+                finish = "error" if event == "error" else "stop"
+                operation = {
+                    "reply": replied(key, 0.3),
+                    "error": replied(key, 0.3, finish_reason=finish),
+                    "refuse": Refused(key, charged=False),
+                    "lose": Refused(key, charged=None),
+                }[event]
+                ledger.apply([operation])
+        lines = ledger.lines()
+        spent, open_ = ledger.spent()
+        assert spent == pytest.approx(sum(line.cost for line in lines))
+        assert open_ == pytest.approx(sum(line.possible for line in lines))
+        assert spent + open_ <= 9.0
+
+
+def test_what_a_killed_process_had_in_flight_is_known_and_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    code = (
+        "import os, signal; from pathlib import Path; from tests.models.test_ledger import admit, replied; "
+        "from spot.models.ledger import Ledger; "
+        f"ledger = Ledger(Path({str(path)!r})); ledger.apply([admit('a'), admit('b'), replied('a')]); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    with Ledger(path) as ledger:
+        assert ledger.spent() == (0.25, 1)
+        assert not ledger.in_flight_elsewhere(["a", "b"])
+        ledger.apply([admit("b"), replied("b")])
+        assert ledger.spent() == (0.5, 1)
+        [line] = ledger.lines()
+        assert (line.outcome, line.requests, line.possible) == ("stop", 2, 1)
+
+
+def test_two_processes_share_a_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ours:
+        ours.apply([admit("ours")])
+        code = (
+            "from pathlib import Path; from tests.models.test_ledger import admit; "
+            "from spot.models.ledger import Ledger; "
+            f"ledger = Ledger(Path({str(path)!r})); print(ledger.in_flight_elsewhere(['ours', 'other']))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == "{'ours'}"
+        assert not ours.in_flight_elsewhere(["ours"])
+
+
+def test_owner_names_a_process_that_lives() -> None:
+    assert is_alive(owner())
+    host, pid, started = owner().rsplit(":", 2)
+    assert not is_alive(f"{host}:{pid}:{int(started) - 1}")
+    assert is_alive(f"elsewhere:{pid}:{started}") and not is_alive(f"elsewhere:{pid}:{started}", 3601)
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    assert not is_alive(f"{host}:{gone.pid}:1")
+
+
+def test_no_ledger_at_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_text("this is a diary, not a database; " * 100)
+    with pytest.raises(UserError, match=r"ledger\.sqlite: file is not a database"):
+        Ledger(path).lines()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(ledger: Ledger) -> None:
+    ledger.apply([admit("a"), replied("a")])
+    pages = ledger._database.execute("PRAGMA page_count").fetchone()[0]  # pyright: ignore[reportPrivateUsage]
+    ledger._database.execute(f"PRAGMA max_page_count={pages}")  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(UserError, match="full; free some room"):
+        ledger.apply([Admit(Entry("b", "s", "e", "m", "i", 0, 0, "x" * 100_000, 1.0), None)])
+    assert [row["key"] for row in ledger.rows()] == ["a"]
+    assert ledger.spent() == (0.25, 0)
+
+
+def test_every_commit_is_synced(ledger: Ledger) -> None:
+    read = ledger._database.execute  # pyright: ignore[reportPrivateUsage]
+    assert read("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert read("PRAGMA synchronous").fetchone() == (2,)
+
+
+def test_prices_are_per_million_tokens() -> None:
+    assert Prices(input=2.5, output=10).cost(Usage(1000, 100)) == pytest.approx(0.0035)

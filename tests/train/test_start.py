@@ -1,0 +1,200 @@
+"""What is checked before training starts, and before it goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny_student import make_model, make_pairs, make_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    BioGptConfig,
+    BioGptForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen3ForCausalLM,
+)
+
+from spot.errors import RunFailed, UserError
+from spot.train import ready
+from spot.train import trainer as trainer_module
+from spot.train.attention import SPOT_SHARED
+from spot.train.row import Heads
+from spot.train.run import notices
+from spot.train.tokenize import tokenize_pairs
+from spot.train.trainer import SpotConfig, SpotTrainer
+
+
+def config(output: Path, **settings: Any) -> SpotConfig:
+    defaults: dict[str, Any] = {
+        "output_dir": str(output),
+        "metrics_path": str(output / "metrics.jsonl"),
+        "learning_rate": 1e-2,
+        "beta": 0.05,
+        "per_device_train_batch_size": 4,
+        "bf16": False,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "max_steps": 2,
+    }
+    return SpotConfig(**(defaults | settings))
+
+
+def trainer(model: Any, output: Path, held_out: Any = None, **settings: Any) -> SpotTrainer:
+    return SpotTrainer(model, config(output, **settings), make_pairs(9), held_out, make_tokenizer())
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 272,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        # In numbers: `dropout` and `attention_dropout` of 0.1, `layerdrop`.
+        OPTForCausalLM(OPTConfig(ffn_dim=64, word_embed_proj_dim=32, attention_dropout=0.1, layerdrop=0.1, **SMALL)),
+        BioGptForCausalLM(BioGptConfig(intermediate_size=64, **SMALL)),
+    ],
+)
+def test_dropout_under_any_name_is_off(model: Any, tmp_path: Path) -> None:
+    training = trainer(model, tmp_path, learning_rate=0.0)
+    assert training.not_shared is None
+    training.train()
+    for row in training.state.log_history[:2]:
+        assert row["rewards/chosen"] == pytest.approx(0, abs=1e-4) and row["kl/chosen"] == pytest.approx(0, abs=1e-6)
+
+
+class Noisy(Qwen3ForCausalLM):
+    """An architecture with something random of its own in training."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model.norm.register_forward_hook(self._noise)
+
+    def _noise(self, _: Any, __: Any, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(hidden, 0.1, self.training)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_is_random_in_training_is_refused(training: bool, tmp_path: Path) -> None:
+    model = Noisy(make_model().config).train(training)
+    with pytest.raises(RunFailed, match=r"(?s)^Noisy: in training mode its log-probabilities differ by .*dropout"):
+        trainer(model, tmp_path)
+    assert model.training == training
+
+
+def test_a_second_train_leaves_the_first_ones_metrics(tmp_path: Path) -> None:
+    training = trainer(make_model(), tmp_path)
+    training.train()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert len(before.splitlines()) == 2
+    with pytest.raises(UserError, match="make a new SpotTrainer"):
+        training.train()
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_metrics_stay_where_the_reference_is_refused(tmp_path: Path) -> None:
+    trainer(make_model(), tmp_path).train()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(UserError, match="exists and is not a file of reference log-probabilities"):
+        trainer(make_model(), tmp_path, reference_path=str(tmp_path / "notes.txt")).train()
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_model_that_has_been_trained_is_refused_by_name(bf16: bool, tmp_path: Path) -> None:
+    model = make_model()
+    trainer(model, tmp_path / "first", bf16=bf16).train()
+    with pytest.raises(UserError, match="given to a SpotTrainer before"):
+        trainer(model, tmp_path / "second", bf16=bf16)
+
+
+def test_a_model_that_was_refused_can_be_given_again(tmp_path: Path) -> None:
+    model: Any = make_model(attn_implementation="eager").bfloat16()  # pyright: ignore[reportCallIssue] (its decorator)
+    pairs, _ = tokenize_pairs(make_pairs(9), make_tokenizer(), 512)
+    with pytest.raises(UserError, match="do not fit into micro_batch_tokens"):
+        # Enough where prefixes are shared: what is padded is refused late, in fp32 already.
+        trainer(model, tmp_path, micro_batch_tokens=max(pair.num_distinct for pair in pairs))
+    model.set_attn_implementation(SPOT_SHARED)  # as one that was refused even later has been left
+    training = trainer(model, tmp_path)
+    assert training.not_shared is None
+    training.save_model(str(tmp_path / "model"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("spoilt", ["chosen", "rejected"])
+def test_an_evaluation_that_is_not_finite_stops_and_is_not_written(
+    spoilt: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    training = trainer(make_model(), tmp_path, make_pairs(3), loss_type=["sft"])
+    training.begin(0)
+    reference = training.reference
+    assert reference is not None
+    if spoilt == "chosen":
+        next(training._language_model.parameters()).data.fill_(torch.nan)  # pyright: ignore[reportPrivateUsage]
+    else:
+        step = trainer_module.run_step
+
+        def spoilt_step(*given: Any, **options: Any) -> Any:
+            result = step(*given, **options)
+            result.rejected_logps[1] = -torch.inf
+            return result
+
+        monkeypatch.setattr(trainer_module, "run_step", spoilt_step)
+    named = {"chosen": "loss is not finite in pairs pair-0, pair-1, pair-2", "rejected": "probability .* pairs pair-1$"}
+    with pytest.raises(RunFailed, match=f"evaluation after step 0: .*{named[spoilt]}"):
+        training.evaluate()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_rejected_answers_are_logged_as_the_objective_says(tmp_path: Path) -> None:
+    for scored in (False, True):
+        training = trainer(make_model(), tmp_path / str(scored), loss_type=["sft"], score_rejected=scored)
+        training.train()
+        rows = [json.loads(line) for line in (tmp_path / str(scored) / "metrics.jsonl").read_text().splitlines()]
+        assert [("logps/rejected" in row) for row in rows] == [scored, scored]
+
+
+def test_a_run_goes_on_only_as_it_was_computed(tmp_path: Path) -> None:
+    trainer(make_model(), tmp_path, save_strategy="steps", save_steps=1).train()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    with pytest.raises(UserError, match="made with precision=fp32-shared, this run has precision=fp32;"):
+        trainer(make_model(attn_implementation="eager"), tmp_path).train(resume_from_checkpoint=checkpoint)
+    trainer(make_model(), tmp_path).train(resume_from_checkpoint=checkpoint)
+
+
+def test_one_attention_call_a_row_is_probed_where_training_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A model that is to be sharded is on the CPU still; its device would say that there is no such kernel."""
+    seen: list[Any] = []
+
+    def refused(heads: set[Heads], device: torch.device) -> str:
+        seen.append((heads, device))
+        return "not on this card"
+
+    pairs, _ = tokenize_pairs(make_pairs(2), make_tokenizer(), 512)
+    args = config(tmp_path, bf16=True)
+    monkeypatch.setattr(ready, "varlen_refused", refused)
+    monkeypatch.setattr(SpotConfig, "device", torch.device("meta"))
+    assert ready.set_scoring(make_model(), pairs[0], args) == (None, "not on this card")
+    assert seen == [({Heads(4, 2, 8, 8, 8**-0.5)}, torch.device("meta"))]
+
+
+def test_it_says_what_is_slower_than_it_could_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    training, plain = trainer(make_model(), tmp_path), trainer(make_model(attn_implementation="eager"), tmp_path)
+    assert training.not_varlen == "that kernel is for bf16" and notices(training, training.args) == []
+    monkeypatch.setattr(SpotConfig, "device", torch.device("meta"))
+    assert notices(training, training.args) == [
+        "attention takes two calls a pair, which is slower but as exact: that kernel is for bf16"
+    ]
+    assert plain.not_varlen == "prefixes are not shared" and len(notices(plain, plain.args)) == 1
