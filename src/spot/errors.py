@@ -19,7 +19,10 @@ class StoppedEarly(Exception):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, or a scheduler's SIGTERM. No `Exception`, so that no library takes it for a failure of its own."""
+    """Ctrl-C, or a scheduler's SIGTERM. No `Exception`, so that no library takes it for a failure of its own.
+
+    Its text, where it has one, says what the same command goes on from.
+    """
 
 
 @contextmanager
@@ -37,8 +40,9 @@ def plain_errors() -> Generator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _leave("error", f"{error.strerror}; free some room and run the same command again, it goes on from there", 2)
-    except Interrupted:
-        _leave("stopped", "interrupted; what was done is kept, the same command goes on from there", 3)
+    except Interrupted as error:
+        going_on = str(error) or "what was done is kept, the same command goes on from there"
+        _leave("stopped", f"interrupted; {going_on}", 3)
 
 
 def _leave(kind: str, message: str, code: int) -> None:

@@ -233,7 +233,8 @@ def _one_line(error: Exception, kind: type[Row]) -> str:
     return {
         "missing": f"the field {where!r} is missing",
         "extra_forbidden": f"unknown field {where!r}; {extra}known here: {', '.join(kind.model_fields)}",
-        "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ').replace('line 1 ', '')})",
+        # Without the place that it names, which is counted within this line of the file.
+        "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ').partition(' at line')[0]})",
     }.get(first["type"], f"field {where!r}: {first['msg'][0].lower()}{first['msg'][1:]}" if where else first["msg"])
 
 

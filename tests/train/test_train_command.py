@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from spot.errors import UserError
 from spot.lab.student import STUDENT_DIR
 from spot.train.command import main, parse
+from spot.train.run import needed_packages
 from spot.train.tokenize import tokenize_pairs
 
 
@@ -132,3 +134,28 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert left.value.code == 0
     shown = capsys.readouterr().out
     assert "spot train --model_name_or_path" in shown and "--loss_type" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--loss_type sigmoid", "unknown loss 'sigmoid'; here it is dpo; choose one of"),
+        ("--loss_type bco_pair", "here it is spot_bce"),
+        ("--precompute_ref_log_probs", "unknown argument --precompute_ref_log_probs; the reference is always computed"),
+        ("--use_peft --lora_dropout 0.1", "unknown argument --lora_dropout; an adapter has no dropout here"),
+    ],
+)
+def test_what_trl_calls_otherwise_is_told(tmp_path: Path, flags: str, told: str) -> None:
+    with pytest.raises(UserError, match=re.escape(told)):
+        parse(["--output_dir", str(tmp_path), *flags.split()])
+
+
+def test_a_setting_whose_package_is_missing_is_one_line() -> None:
+    for error in (
+        RuntimeError("WandbCallback requires wandb to be installed.\nRun pip"),
+        ImportError("no bitsandbytes"),
+    ):
+        with pytest.raises(UserError, match="needs a package that is not installed"), needed_packages():
+            raise error
+    with pytest.raises(RuntimeError, match="of another kind"), needed_packages():
+        raise RuntimeError("of another kind")

@@ -1,6 +1,7 @@
 """`spot train`: transformers' and TRL's flag names, one stage of the pipeline."""
 
 import difflib
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from spot.store import write_rows
 from spot.train.adapter import make_lora
 from spot.train.config import SpotConfig
 from spot.train.rows import read_preferences
-from spot.train.run import TrainResult, fit
+from spot.train.run import TrainResult, fit, needed_packages
 
 EXAMPLE = """example:
   spot train --model_name_or_path Qwen/Qwen3-8B --dataset_name runs/math/pairs.jsonl --output_dir model \\
@@ -27,6 +28,16 @@ EXAMPLE = """example:
 The same command again goes on from the last whole checkpoint in output_dir. All flags can stand in a YAML file:
 --config train.yaml; flags on the command line win.
 """
+
+
+OF_TRL = {
+    "precompute_ref_log_probs": "the reference is always computed once, before training",
+    "lora_dropout": "an adapter has no dropout here: the policy would differ from its reference",
+    "truncation_mode": "nothing is ever truncated; see --overlength",
+    "padding_free": "rows are packed by tokens; see --micro_batch_tokens",
+    "max_prompt_length": "nothing is ever truncated; see --max_length and --overlength",
+}
+"""Flags of TRL that are not here, and why."""
 
 
 @dataclass
@@ -55,6 +66,10 @@ class ScriptArguments:
 
 
 _KEYS = [entry.name for kind in (ScriptArguments, SpotConfig) for entry in fields(kind) if entry.init]
+
+
+class _Formatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the example's lines as they are."""
 
 
 class _Parser(HfArgumentParser):
@@ -109,6 +124,7 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, SpotConfig]:
         [ScriptArguments, SpotConfig],  # pyright: ignore[reportArgumentType] (its stub takes one type)
         prog="spot train",
         description="Train a student on surgical pairs.",
+        formatter_class=_Formatter,
         epilog=EXAMPLE,
         allow_abbrev=False,
     )
@@ -117,15 +133,16 @@ def parse(argv: list[str]) -> tuple[ScriptArguments, SpotConfig]:
     if path := _config_path(argv):
         parser.set_defaults(**_read_config(Path(path)))
     try:
-        script, args, rest = parser.parse_args_into_dataclasses(
-            args=argv, look_for_args_file=False, return_remaining_strings=True
-        )
+        with needed_packages():
+            script, args, rest = parser.parse_args_into_dataclasses(
+                args=argv, look_for_args_file=False, return_remaining_strings=True
+            )
     except ValueError as error:
         raise UserError(f"spot train: {' '.join(str(error).split())}") from error
     if rest:
-        raise UserError(
-            f"spot train: unknown argument {rest[0]}{_nearest(rest[0], '--')} (all flags: spot train --help)"
-        )
+        name = rest[0].partition("=")[0].removeprefix("--")
+        hint = f"; {OF_TRL[name]}" if name in OF_TRL else _nearest(rest[0], "--")
+        raise UserError(f"spot train: unknown argument {rest[0]}{hint} (all flags: spot train --help)")
     return script, args
 
 
@@ -177,5 +194,7 @@ def _report(result: TrainResult, output_dir: Path, args: SpotConfig) -> None:
         write_rows(output_dir / "dropped.jsonl", result.dropped)
         left_out = f", {len(result.dropped)} left out (see dropped.jsonl)"
     objective = " + ".join(args.loss_type)
-    console.print(f"{result.num_pairs} pairs, {result.steps} steps of {objective} in {result.seconds:.0f} s{left_out}")
+    taken = f"{result.steps - result.resumed_from} of " if result.resumed_from else ""
+    steps = f"{taken}{result.steps} steps of {objective}"
+    console.print(f"{result.num_pairs} pairs, {steps} in {result.seconds:.0f} s{left_out}")
     console.print(f"model: {output_dir}\nmetrics: {args.metrics_path}", soft_wrap=True)

@@ -20,6 +20,10 @@ CHOSEN_ONLY = ("reward_sft", *TOKEN_OBJECTIVES)
 """Objectives whose loss does not see the rejected answers; they are scored for the log only."""
 
 
+HERE = {"sigmoid": "dpo", "bco_pair": "spot_bce (or spot_bco, with the reward shift)", "nll": "sft"}
+"""What TRL's losses of another name are called."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """One side's answers: policy and reference token log-probabilities and the mask, `(batch, seq)` each."""
@@ -59,7 +63,9 @@ class Objective:
             if ":" in name:
                 self.own[name] = _load(name)
             elif name not in OBJECTIVES:
-                raise ValueError(f"unknown loss {name!r}; choose one of {', '.join(OBJECTIVES)}, or module:function")
+                hint = f"; here it is {HERE[name]}" if name in HERE else ""
+                known = ", ".join(OBJECTIVES)
+                raise ValueError(f"unknown loss {name!r}{hint}; choose one of {known}, or module:function")
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"a loss is named twice in {' '.join(self.names)}")
         if self.weights is not None and len(self.weights) != len(self.names):

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.utils import logging
 
-from spot.errors import UserError
+from spot.errors import Interrupted, UserError
 from spot.schema import Dropped
 from spot.store import disk_errors
 from spot.train.checkpoints import last_complete_checkpoint, saving
@@ -66,7 +66,7 @@ def fit(
     started = time.perf_counter()
     with quiet():
         checkpoint = _checkpoint_to_resume(args)
-        with disk_errors(Path(str(args.output_dir))):  # it makes that directory
+        with needed_packages(), disk_errors(Path(str(args.output_dir))):  # it makes that directory
             trainer = SpotTrainer(student, args, pairs, eval_pairs, peft_config=peft_config)
         if notify is not None:
             for notice in notices(trainer, args):
@@ -74,7 +74,10 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         if progress is not None:
             trainer.add_callback(_Progress(progress))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint is not None and notify is not None:
+            notify(f"going on from {checkpoint.name}")
+        with _telling_where(args):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         with saving(output_dir):
             _publish(trainer, output_dir)
         if args.push_to_hub:
@@ -89,6 +92,28 @@ def fit(
         not_shared=trainer.not_shared,
         not_varlen=trainer.not_varlen,
     )
+
+
+@contextmanager
+def needed_packages() -> Generator[None]:
+    """Turn what transformers raises where a setting needs a package that is not there into one line."""
+    try:
+        yield
+    except (ImportError, RuntimeError) as error:
+        if not isinstance(error, ImportError) and "install" not in str(error):
+            raise
+        raise UserError(f"a setting needs a package that is not installed: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _telling_where(args: SpotConfig) -> Generator[None]:
+    """An interrupt says which checkpoint the same command goes on from."""
+    try:
+        yield
+    except Interrupted:
+        last = last_complete_checkpoint(Path(str(args.output_dir)))
+        where = f"the same command goes on from {last.name}" if last else "no checkpoint yet: training starts again"
+        raise Interrupted(f"{where} (save_steps says how often there is one)") from None
 
 
 def notices(trainer: SpotTrainer, args: SpotConfig) -> list[str]:
