@@ -44,7 +44,7 @@ NOT_IDENTITY = frozenset(
 
 
 def _url_without_secrets(url: str | None) -> str | None:
-    if url is not None and (urlsplit(url).username or urlsplit(url).query):
+    if url is not None and ("@" in urlsplit(url).netloc or urlsplit(url).query):
         raise ValueError("keep user names, passwords and keys out of the URL; name the key's variable in api_key_env")
     return url
 
@@ -306,7 +306,8 @@ def parse_config(raw: dict[str, Any], origin: str) -> RunConfig:
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
-    if first["loc"] and first["loc"][-1] in SECRETIVE:
+    # A whole section, or what a secretive key holds, is never echoed.
+    if first["type"] == "value_error" or any(part in SECRETIVE for part in first["loc"]):
         return f"{place}: {first['msg'].removeprefix('Value error, ')}"
     if first["type"] != "extra_forbidden":
         return f"{place}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"

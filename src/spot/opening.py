@@ -36,6 +36,8 @@ def open_model(section: StudentSection, trained: Path | None = None, ledger: "Le
     over a network goes through `ledger`, where there is one.
     """
     if section.base_url is not None and trained is None:
+        if ledger is None and section.max_cost is not None:
+            raise UserError("student.max_cost: nothing keeps an account here; spot run, elicit and rectify do")
         return recorded(endpoint(section, section.served_as or section.model), ledger, "elicit", section)
     from spot.models.local import LocalModel
 
@@ -73,21 +75,26 @@ def endpoint(section: EndpointSettings, name: str) -> "EndpointModel":
     )
 
 
-def recorded(model: Model, ledger: "Ledger | None", stage: str, section: EndpointSettings) -> Model:
-    """`model` behind `ledger` with the prices and the limit of `section`; itself where there is no ledger."""
+def recorded(
+    model: Model, ledger: "Ledger | None", stage: str, section: EndpointSettings, max_cost: float | None = None
+) -> Model:
+    """`model` behind `ledger` with the prices and the limit of `section`, or another; itself without a ledger."""
     if ledger is None:
         return model
     from spot.models.ledger import Prices
     from spot.models.recorded import RecordedModel
 
-    return RecordedModel(model, ledger, stage, Prices(section.input_price, section.output_price), section.max_cost)
+    return RecordedModel(
+        model, ledger, stage, Prices(section.input_price, section.output_price), max_cost or section.max_cost
+    )
 
 
 class LazyModel:
     """A model in process that is loaded when it is first asked; implements `spot.models.base.Model`."""
 
-    def __init__(self, name: str, load: Callable[[], Model]) -> None:
+    def __init__(self, name: str, fingerprint: str, load: Callable[[], Model]) -> None:
         self.name = name
+        self.fingerprint = fingerprint
         self._load = load
         self._model: Model | None = None
 
@@ -128,6 +135,10 @@ def open_verifier(section: ProblemsSection) -> Verifier:
 def open_oracle(config: RunConfig, asking: Asking | None = None) -> "Oracle":
     """The Oracle that a config names; bad rows of a file of corrections go to `dropped` if skipped."""
     section, asking = config.rectify, asking or Asking()
+    if section.batch and (section.oracle != "model" or isinstance(section.base_url, list)):
+        raise UserError("rectify.batch needs rectify.oracle=model and one rectify.base_url")
+    if section.target_pairs is not None and section.oracle not in ("model", "self", "scripted"):
+        raise UserError(f"rectify.target_pairs: the Oracle {section.oracle!r} is not asked pair by pair; leave it out")
     if section.oracle == "scripted":
         return _scripted(config, asking)
     if section.oracle == "import":
@@ -177,20 +188,26 @@ def _scripted(config: RunConfig, asking: Asking) -> "Oracle":
 def _student(config: RunConfig) -> Model:
     if config.student.base_url is not None:
         return endpoint(config.student, config.student.served_as or config.student.model)
-    return LazyModel(_student_name(config.student), lambda: open_model(config.student))
+    name, student = _student_name(config.student), config.student
+    # What else decides its replies.
+    made_with = f"{name} {student.dtype} thinking={student.enable_thinking}"
+    return LazyModel(name, made_with, lambda: open_model(student))
 
 
 def _asked(config: RunConfig, asking: Asking, model: Model, name: str) -> "Oracle":
     from spot.rectify.model_oracle import Continuation, ModelOracle
 
     section = config.rectify
-    prices: EndpointSettings = config.student if section.oracle == "self" else section
-    oracle_model: Any = recorded(model, asking.ledger, "rectify", prices)
+    own_prices = config.student.input_price or config.student.output_price
+    prices: EndpointSettings = config.student if section.oracle == "self" and own_prices else section
+    # One account, one limit.
+    limit = min(filter(None, (section.max_cost, config.student.max_cost)), default=None)
+    oracle_model: Any = recorded(model, asking.ledger, "rectify", prices, limit)
     if asking.ledger is not None:
         oracle_model.turnstile = asking.target
     continuation = None
     if section.mode == "continue":
-        student = recorded(_student(config), asking.ledger, "continue", config.student)
+        student = recorded(_student(config), asking.ledger, "continue", config.student, limit)
         sampling = config.elicit.sampling(config.run.seed)
         continuation = Continuation(student, sampling, open_verifier(config.problems), section.max_rounds)
     return ModelOracle(

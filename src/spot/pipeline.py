@@ -222,10 +222,13 @@ class Pipeline:
 
     def _more_attempts(self) -> list[Attempt]:
         """All attempts after one more sample a problem, or none where there may be no more."""
-        samples = 1 + max(attempt.sample for attempt in self._attempts())
-        if self.config.elicit.attempts is not None or samples >= self.config.rectify.max_samples:
+        attempts = self._attempts()
+        samples = 1 + max(attempt.sample for attempt in attempts)
+        if self.config.elicit.attempts is not None:
             return []
-        return self._elicit(samples + 1)
+        if len(attempts) < samples * len(self.problems()):
+            return self._elicit(samples)  # a kill had cut the last go short
+        return self._elicit(samples + 1) if samples < self.config.rectify.max_samples else []
 
     def _none_accepted(self, rows: list[Rectification]) -> NoReturn:
         """Stop here, where the mend is: nothing that follows can do without a correction."""

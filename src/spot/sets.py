@@ -231,7 +231,7 @@ def ask_oracle(problems: Sequence[Problem], config: RunConfig, run: RunDirectory
     )
     with open_ledger(run / "ledger.sqlite") as ledger:
         # Opened when there is something to ask: to cut the sets anew takes neither a key nor a server.
-        model = LazyModel(name, lambda: recorded(endpoint(section, name), ledger, "sft", section))
+        model = LazyModel(name, name, lambda: recorded(endpoint(section, name), ledger, "sft", section))
         path = run / "oracle_attempts.jsonl"
         return stages.ask(
             problems, model, open_verifier(config.problems), sampling, config.run.seed, path, "sft", console

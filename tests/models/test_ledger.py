@@ -43,8 +43,9 @@ def test_a_try_is_open_until_it_is_answered_or_turned_down(ledger: Ledger) -> No
 
 def test_replies_come_back_under_the_id_that_is_asked_now(ledger: Ledger) -> None:
     ledger.apply([admit("a"), admit("b"), replied("a", text="né\u2028e"), replied("b", finish_reason="error")])
-    [[reply]] = list(ledger.replies({"a": "now", "b": "error replies are asked again", "c": "never asked"}))
+    [[reply, failed]] = list(ledger.replies({"a": "now", "b": "paid all the same", "c": "never asked"}))
     assert reply == Reply("now", "né\u2028e", "stop", usage=Usage(10, 20))
+    assert failed.finish_reason == "error"
 
 
 def test_a_good_reply_stays_and_what_follows_is_paid_all_the_same(ledger: Ledger) -> None:

@@ -162,15 +162,16 @@ def test_the_limit_stops_before_it_and_the_same_command_goes_on(path: Path) -> N
     assert len(model.sent) == len(set(model.sent)) == 30
 
 
-def test_an_error_reply_that_was_charged_is_booked_and_asked_again(path: Path) -> None:
+def test_an_error_reply_that_was_charged_is_not_bought_again(path: Path) -> None:
     def empty(request: Request) -> Reply:
         return Reply(request.id, "", "error", error="empty content", usage=Usage(10, 50))
 
-    with Ledger(path) as ledger:
-        assert run(RecordedModel(Paid(empty), ledger, "rectify", PRICES), asked(1))["r0"].error == "empty content"
-        assert ledger.spent() == (pytest.approx(0.05), 0)
-        assert run(RecordedModel(Paid(), ledger, "rectify", PRICES), asked(1))["r0"].text == "answer to r0"
-        assert ledger.spent() == (pytest.approx(0.15), 0)
+    first, second = Paid(empty), Paid()
+    for model in (first, second):
+        with Ledger(path) as ledger:
+            assert run(RecordedModel(model, ledger, "rectify", PRICES), asked(1))["r0"].error == "empty content"
+            assert ledger.spent() == (pytest.approx(0.05), 0)
+    assert (len(first.sent), len(second.sent)) == (1, 0)
 
 
 def test_a_reply_is_committed_before_it_is_yielded(path: Path) -> None:
@@ -253,3 +254,14 @@ def test_a_model_in_process_is_recorded_and_costs_nothing(path: Path) -> None:
 def test_the_worst_case_counts_a_byte_as_a_token() -> None:
     request = Request("r", (Message(role="user", content="né" * 100),), seed=0)
     assert worst_cost(request, SAMPLING, Prices(input=1, output=10)) == pytest.approx((300 + 64 + 10_000) / 1e6)
+
+
+def test_other_prices_on_the_next_go_keep_the_account_right(path: Path) -> None:
+    [request] = asked(1)
+    key = request_key("paid", request, SAMPLING)
+    for prices, open_ in [(Prices(), 0), (PRICES, 2), (Prices(output=500), 1.5)]:
+        with Ledger(path) as ledger:
+            entry = RecordedModel(Paid(), ledger, "rectify", prices).entry(request, SAMPLING, key)
+            ledger.apply([Admit(entry, None)])
+            assert ledger.spent() == (0, pytest.approx(open_))
+            assert sum(line.possible for line in ledger.lines()) == pytest.approx(open_)

@@ -17,6 +17,7 @@ from spot.rectify.base import Correction, Failure
 from spot.rectify.model_oracle import Continuation, ModelOracle
 from spot.rectify.parse import Markers
 from spot.rectify.patch import Edit
+from spot.rectify.target import Target
 from spot.schema import Problem, Sampling, Verdict
 
 KEY = "sk-planted-fedcba9876543210"
@@ -283,3 +284,50 @@ def test_behind_a_server_with_faults_no_key_is_written(
     assert {id for id, correction in corrections.items() if correction.text != "\\boxed{4}"} == {"p7#0"}
     assert (tmp_path / "ledger.sqlite").stat().st_size
     assert KEY.encode() not in b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_a_prompt_that_always_fails_does_not_stop_a_target(make_failure: MakeFailure, tmp_path: Path) -> None:
+    def script(seen: Seen) -> Answer:
+        if "p2:" in seen.question:
+            return failure(500)
+        start, end = markers_of(seen.question)
+        return completion(f"{start}\n\\boxed{{4}}\n{end}")
+
+    failures = [make_failure(number, prompt=f"p{number}: 2 + 2?") for number in range(12)]
+    target = Target(5)
+    with FakeServer(script) as server, Ledger(tmp_path / "ledger.sqlite") as ledger:
+        model = EndpointModel("m", server.url, retry=RetryPolicy(tries=2, first_wait=0.01))
+        oracle = ModelOracle(RecordedModel(model, ledger, "rectify", turnstile=target), True, target=target)
+
+        async def run() -> list[str]:
+            found: list[str] = []
+            async for group in oracle.correct(failures):
+                for correction in group:
+                    found.append(correction.reason)
+                    oracle.judged(correction, correction.text is not None)
+            return found
+
+        reasons = asyncio.run(asyncio.wait_for(run(), 60))
+    assert reasons.count("") == 5 and not target.missing
+
+
+def test_going_on_stops_at_the_target_too(make_failure: MakeFailure, tmp_path: Path) -> None:
+    def script(request: Request) -> Reply:
+        return block(request, ("First, 2 + 2 = 5.", "First, 2 + 2 = 4."))
+
+    student, target = Student(*["So \\boxed{4}"] * 20), Target(3)
+    model = ScriptedModel(script)
+    oracle = ModelOracle(
+        model, True, sampling=SAMPLING, mode="continue", continuation=continuing(student), target=target
+    )
+
+    async def run() -> int:
+        count = 0
+        async for group in oracle.correct([make_failure(number, response=LONG) for number in range(20)]):
+            for correction in group:
+                count += 1
+                oracle.judged(correction, True)
+        return count
+
+    # The scripted model asks no turnstile; the student is not asked once there is enough.
+    assert asyncio.run(run()) == 3 and len(student.prefixes) == 3

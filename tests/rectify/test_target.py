@@ -52,3 +52,19 @@ def test_those_who_wait_are_told_when_nothing_is_wanted_any_more() -> None:
         assert [type(found) for found in await asyncio.gather(*waiting, return_exceptions=True)] == [NoMore, NoMore]
 
     asyncio.run(go())
+
+
+def test_a_target_outlives_the_loop_of_one_round() -> None:
+    target = Target(1)
+
+    async def go(first: str, second: str, accepted: bool) -> None:
+        await target.enter(about(first))
+        waiting = asyncio.create_task(target.enter(about(second)))
+        await asyncio.sleep(0.01)
+        target.leave(first, 0)
+        await waiting
+        target.leave(second, 0, accepted=accepted)
+
+    asyncio.run(go("a", "b", accepted=False))
+    asyncio.run(go("c", "d", accepted=True))
+    assert not target.missing

@@ -107,6 +107,10 @@ class Pool:
         return min(free, key=lambda server: (server is job.avoid, server.pace.in_flight, server.pace.sent)), 0.0
 
 
+STALLED = 0.5
+"""Seconds after which a run says that all its requests wait for the gate."""
+
+
 class Run:
     """One call of `generate`: requests to send, in flight, and back, until all are done or something ends it.
 
@@ -143,8 +147,11 @@ class Run:
         pool.revive()
         pool.listeners.add(self._pump)
 
-    async def next(self) -> list[Outcome]:
-        """What came back since the last call, whose outcomes are taken to be committed; empty at the end."""
+    async def next(self) -> list[Outcome] | None:
+        """What came back since the last call, whose outcomes are taken to be committed; empty at the end.
+
+        `None` where nothing is on its way because all wait for the gate, which may be waiting for what is held back.
+        """
         self._open -= self._taken
         self._taken = 0
         self._pump()
@@ -154,10 +161,17 @@ class Run:
             if not (self._flights or self._fresh or self._retries):
                 return []
             self._arrived.clear()
-            await self._arrived.wait()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), None if self._gate is None else STALLED)
+            except TimeoutError:
+                if self._all_admitting() and not self._back:
+                    return None
         outcomes, self._back = [outcome for _, outcome in self._back], []
         self._taken = len(outcomes)
         return outcomes
+
+    def _all_admitting(self) -> bool:
+        return bool(self._flights) and not self._retries and all(flight.admitting for flight in self._flights.values())
 
     def end(self, error: Exception | None, drain: bool = True) -> None:
         """Send nothing more; what is in flight is waited for with `drain`, else called off."""

@@ -119,7 +119,14 @@ class EndpointModel:
             todo = [request for request in requests if request.id not in done]
             run = Run(self._pool, todo, sampling, send, self.gate, answered)
             try:
-                while outcomes := await run.next():
+                while (outcomes := await run.next()) != []:
+                    if outcomes is None:
+                        # The gate may be waiting for the very requests that are held back.
+                        if triage.held and not triage.answered:
+                            run.end(self._hopeless(triage), drain=False)
+                        elif triage.held:
+                            yield triage.release()
+                        continue
                     if replies := triage.sort(outcomes):
                         yield replies
                     if triage.hopeless:

@@ -179,10 +179,17 @@ class Ledger:
         spent, open_ = self._database.execute("SELECT spent, open FROM account").fetchone()
         if max_cost is not None and spent + open_ + entry.worst > max_cost:
             return False
+        # What is open of an earlier go was reserved at the prices of then.
+        self._database.execute(
+            "UPDATE account SET open = open + COALESCE((SELECT (? - worst) * (sends - refused - replied) FROM requests "
+            "WHERE key = ?), 0)",
+            (entry.worst, entry.key),
+        )
         self._database.execute(
             "INSERT INTO requests (key, stage, endpoint, model, request_id, candidate, attempt, body, sends, worst, "
             "owner, sent_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, ?, ?) "
-            "ON CONFLICT (key) DO UPDATE SET sends = sends + 1, owner = excluded.owner, sent_at = excluded.sent_at",
+            "ON CONFLICT (key) DO UPDATE SET sends = sends + 1, worst = excluded.worst, owner = excluded.owner, "
+            "sent_at = excluded.sent_at",
             (
                 *(entry.key, entry.stage, entry.endpoint, entry.model, entry.request_id, entry.candidate),
                 *(entry.attempt, entry.body, entry.worst, self._owner, time.time()),
@@ -226,7 +233,7 @@ class Ledger:
     def replies(self, ids_by_key: dict[str, str]) -> Iterator[list[Reply]]:
         """What is on record under these keys, in groups, each under the request id that is asked now.
 
-        Replies that were errors are not given: those are asked again.
+        Errors that cost nothing are not given: those are asked again.
         """
         keys = list(ids_by_key)
         for first in range(0, len(keys), _BATCH):
@@ -234,8 +241,8 @@ class Ledger:
             marks = ", ".join("?" * len(part))
             with self._errors():
                 rows = self._database.execute(
-                    "SELECT key, text, reasoning, finish_reason, prompt_tokens, completion_tokens FROM requests "
-                    f"WHERE replied > 0 AND finish_reason != 'error' AND key IN ({marks})",
+                    "SELECT key, text, reasoning, finish_reason, error, prompt_tokens, completion_tokens FROM requests "
+                    f"WHERE replied > 0 AND key IN ({marks})",
                     part,
                 ).fetchall()
             if rows:
@@ -293,9 +300,11 @@ class Ledger:
             raise UserError(f"{self.path}: {error}; {mend}; what was committed is kept") from error
 
 
-def _reply(id: str, text: str, reasoning: str, finish_reason: Any, prompt: int | None, completion: int | None) -> Reply:
+def _reply(
+    id: str, text: str, reasoning: str, finish_reason: Any, error: str, prompt: int | None, completion: int | None
+) -> Reply:
     usage = None if prompt is None or completion is None else Usage(prompt, completion)
-    return Reply(id, text, finish_reason, reasoning=reasoning, usage=usage)
+    return Reply(id, text, finish_reason, error=error, reasoning=reasoning, usage=usage)
 
 
 def owner() -> str:

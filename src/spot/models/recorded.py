@@ -246,4 +246,5 @@ class _LedgerGate:
 def worst_cost(request: Request, sampling: Sampling, prices: Prices) -> float:
     """The most dollars that one try can cost: a token is never shorter than a byte."""
     prompt = sum(len(message.content.encode()) + TEMPLATE_TOKENS for message in request.messages)
+    prompt += len(request.prefix.encode())
     return (prices.input * prompt + prices.output * sampling.max_new_tokens) / 1e6

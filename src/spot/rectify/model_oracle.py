@@ -94,8 +94,12 @@ class ModelOracle:
 
     async def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
         """Corrections in groups as they come; what has to be asked again is asked once all have been asked."""
-        # Candidate by candidate: where pairs are wanted, every failure has its first chance before any has its second.
-        open_: list[_Asking] = [self.first(failure, n) for n in range(self.candidates) for failure in failures]
+        # Candidate by candidate, but where so many pairs are wanted: there a failure has all its chances while it is on
+        # its way.
+        asked_about = [(failure, n) for n in range(self.candidates) for failure in failures]
+        if self.target is not None:
+            asked_about = [(failure, n) for failure in failures for n in range(self.candidates)]
+        open_: list[_Asking] = [self.first(failure, n) for failure, n in asked_about]
         while open_:
             following: list[_Next] = []
             for enlarged in (False, True):
@@ -105,6 +109,12 @@ class ModelOracle:
                 requests = [asking.request for asking in asked.values()]
                 async for replies in self._model.generate(requests, self._sampling_of(enlarged)):
                     outcomes = [self._read(asked[reply.id], reply) for reply in replies]
+                    if self.target is not None:
+                        # At once: their failures are on their way until it is known whether they bring a pair.
+                        going_on = [outcome for outcome in outcomes if isinstance(outcome, _GoingOn)]
+                        outcomes = [outcome for outcome in outcomes if not isinstance(outcome, _GoingOn)]
+                        async for continued in self._continued(going_on):
+                            outcomes += continued
                     following += self._later(outcomes)
                     if corrections := [outcome for outcome in outcomes if isinstance(outcome, Correction)]:
                         yield corrections
@@ -163,7 +173,8 @@ class ModelOracle:
     def _read(self, asking: _Asking, reply: Reply) -> _Next:
         """What a reply leads to. A text with a reason cannot be used and is kept to be looked at."""
         if reply.finish_reason == "error":
-            return self._correction(asking, None, "no_reply")
+            # Many servers refuse more tokens than they have; the first reply was cut off all the same.
+            return self._correction(asking, None, "truncated" if asking.enlarged else "no_reply")
         if reply.finish_reason == "length":
             return self._correction(asking, None, "truncated") if asking.enlarged else self._enlarged(asking)
         parsed = plain_reply(reply.text) if self._template.plain else extract_block(reply.text, asking.markers)
@@ -216,7 +227,8 @@ class ModelOracle:
 
     async def _continued(self, going_on: Sequence[_GoingOn]) -> AsyncIterator[list[_Next]]:
         """What becomes of answers that the student goes on with."""
-        if self._continuation is None or not going_on:
+        enough = self.target is not None and not self.target.missing
+        if self._continuation is None or not going_on or enough:
             return
         student, sampling = self._continuation.student, self._continuation.sampling
         waiting = {item.asking.request.id: item for item in going_on}

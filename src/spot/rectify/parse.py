@@ -150,9 +150,10 @@ def plain_reply(reply: str) -> Parsed:
 
 
 def _after_thinking(reply: str) -> str:
+    thought, closed, rest = reply.partition("</think>")
     if not reply.lstrip().startswith("<think>"):
-        return reply
-    _, closed, rest = reply.partition("</think>")
+        # Templates that open the block themselves leave only its end in the reply.
+        return rest if closed and "<think>" not in thought else reply
     return rest if closed else ""
 
 

@@ -30,8 +30,8 @@ def stored(output: Path, attempt_ids: Collection[str], oracle: Oracle) -> list[R
     repair(output)
     rows = read_rows(output, Rectification)
     for row in rows:
-        if row.attempt_id not in attempt_ids or row.oracle != oracle.name:
-            what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r}, which is not asked for here"
+        if row.attempt_id not in attempt_ids or (row.oracle, row.mode) != (oracle.name, oracle.mode):
+            what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r} ({row.mode}), which is not asked for here"
             raise UserError(f"{output}: row {row.id!r} {what}; name another file, or delete this one to start over")
     answered = [row for row in rows if row.reason not in NOT_ANSWERED]
     if len(answered) < len(rows):

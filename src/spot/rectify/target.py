@@ -17,7 +17,7 @@ class Target:
         self.wanted = wanted
         self._accepted: set[str] = set()
         self._on_their_way: defaultdict[str, set[int]] = defaultdict(set)
-        self._changed = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
 
     @property
     def missing(self) -> int:
@@ -27,13 +27,17 @@ class Target:
     async def enter(self, request: Request) -> None:
         """Wait until the failure that `request` is about is wanted; raises `NoMore` when none is."""
         while True:
-            if not self.missing:
-                raise NoMore
-            if request.about in self._on_their_way or len(self._on_their_way) < self.missing:
+            if request.about in self._on_their_way:
                 self._on_their_way[request.about].add(request.candidate)
                 return
-            self._changed.clear()
-            await self._changed.wait()
+            if not self.missing:
+                raise NoMore
+            if len(self._on_their_way) < self.missing:
+                self._on_their_way[request.about].add(request.candidate)
+                return
+            # A future of this very loop: a target outlives the loop of one round of attempts.
+            self._waiting.append(asyncio.get_running_loop().create_future())
+            await self._waiting[-1]
 
     def leave(self, about: str, candidate: int, *, accepted: bool = False) -> None:
         """A candidate's correction was judged, or has to be asked for again later."""
@@ -44,4 +48,7 @@ class Target:
             waiting.discard(candidate)
             if not waiting:
                 del self._on_their_way[about]
-        self._changed.set()
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
