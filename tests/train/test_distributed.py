@@ -286,3 +286,5 @@ if __name__ == "__main__":
     for name, settings in json.loads(sys.argv[2]).items():
         train(Path(sys.argv[1]) / name, 2, **settings)
     distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads abort an ending interpreter now and then, when all is done
