@@ -15,7 +15,7 @@ from spot.errors import UserError
 from spot.models import wire
 from spot.models.base import Gate, Reply, Request, request_key
 from spot.models.batch_book import BatchBook
-from spot.models.batch_lines import fields, write_line
+from spot.models.batch_lines import write_line
 from spot.models.batch_outbox import Job, Limits, Outbox
 from spot.models.batch_provider import Provider
 from spot.models.batch_run import Run, Terms, Waits
@@ -92,7 +92,7 @@ class BatchModel:
         gate = self.gate
 
         def write(request: Request, key: str) -> bytes:
-            sent = fields(request, sampling, self._endpoint.omit, self._endpoint.extra_body)
+            sent = wire.fields(request, sampling, self._endpoint.omit, self._endpoint.extra_body)
             return write_line(key, wire.body(self.name, request, sent))
 
         async with Provider(

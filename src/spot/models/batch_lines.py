@@ -1,14 +1,12 @@
 """The lines of a batch's files: requests going out, outcomes coming back, read without trust."""
 
 import json
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from spot.models import wire
-from spot.models.base import Reply, Request
+from spot.models.base import Reply
 from spot.models.failures import RETRIED_STATUS
-from spot.schema import Sampling
 
 URL = "/v1/chat/completions"
 
@@ -39,17 +37,6 @@ class Failed:
     about: Literal["request", "batch", "room", "money", "setup"]
     why: str
     charged: bool | None = False
-
-
-def fields(request: Request, sampling: Sampling, omit: Collection[str], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling as `EndpointModel` sends it: a reply that was had one way is not asked for the other way."""
-    sent: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_new_tokens,
-        "seed": request.seed & 0x7FFFFFFF,
-    }
-    return {key: value for key, value in sent.items() if key not in omit} | dict(extra)
 
 
 def write_line(key: str, body: bytes) -> bytes:

@@ -154,7 +154,9 @@ class EndpointModel:
                     response = await client.post(
                         "/chat/completions",
                         cast_to=httpx2.Response,
-                        content=wire.body(self.name, request, self._fields(request, sampling)),
+                        content=wire.body(
+                            self.name, request, wire.fields(request, sampling, self.omit, self.extra_body)
+                        ),
                     )
             reply = wire.read_completion(request.id, response.content)
         except openai.APIStatusError as error:
@@ -168,16 +170,6 @@ class EndpointModel:
         if isinstance(reply, Reply):
             return reply
         return Failure(request.id, "request", diagnosis.clean(reply.why), charged=None, status=200)
-
-    def _fields(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        fields: dict[str, Any] = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_tokens": sampling.max_new_tokens,
-            # 31 bits: servers keep seeds in signed integers of 32 or 64.
-            "seed": request.seed & 0x7FFFFFFF,
-        }
-        return {key: value for key, value in fields.items() if key not in self.omit} | self.extra_body
 
 
 class _Lines:

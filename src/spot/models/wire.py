@@ -5,11 +5,12 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from spot.models.base import Reply, Request, Usage
+from spot.schema import Sampling
 
 # What providers call an account that has to be topped up; they send it with 402, 403 or 429, some with 400.
 _BROKE_CODES = frozenset(
@@ -37,6 +38,18 @@ class Rejected:
     """A whole, readable body that is no completion."""
 
     why: str
+
+
+def fields(request: Request, sampling: Sampling, omit: Collection[str], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's fields beside model and messages, the same by every interface."""
+    sent: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_new_tokens,
+        # 31 bits: servers keep seeds in signed integers of 32 or 64.
+        "seed": request.seed & 0x7FFFFFFF,
+    }
+    return {name: value for name, value in sent.items() if name not in omit} | dict(extra)
 
 
 def body(model: str, request: Request, fields: Mapping[str, Any]) -> bytes:

@@ -14,7 +14,7 @@ from spot.models.base import Model, Reply, Request, request_key
 from spot.rectify.base import Correction, Failure
 from spot.rectify.parse import Markers, Parsed, extract_block, flaw, plain_reply
 from spot.rectify.patch import EditError, apply_edits
-from spot.rectify.prompting import load_prompt, problem_text, render_tell_back
+from spot.rectify.prompting import load_prompt, problem_text, render_tell_back, tell_back_version
 from spot.rectify.steps import StepError, read_step
 from spot.rectify.target import Target
 from spot.schema import Message, Mode, Sampling, as_messages, derived_seed
@@ -267,6 +267,6 @@ class ModelOracle:
             text=text,
             reason=reason,
             candidate=asking.candidate,
-            prompt_version=self._template.version,
+            prompt_version=self._template.version + (f"+{tell_back_version()}" if asking.told_back else ""),
             ledger_key=request_key(endpoint, asking.request, self._sampling_of(asking.enlarged)),
         )
