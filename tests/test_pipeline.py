@@ -297,6 +297,18 @@ def test_an_oracle_without_a_good_correction_can_be_mended(tmp_path: Path) -> No
     assert done.returncode == 0 and "1 of 1 corrections verified" in done.stdout, done.stderr
 
 
+def test_too_few_pairs_stop_the_run_until_there_may_be_fewer(tmp_path: Path) -> None:
+    arguments = ["demo", "run.dir=run", "run.stages=[elicit,rectify,filter]", "problems.count=30"]
+    arguments += ["elicit.max_new_tokens=120", "rectify.max_samples=2"]
+    stopped = spot(*arguments, "rectify.target_pairs=1000", cwd=tmp_path)
+    assert stopped.returncode == 3 and "of 1,000 pairs" in stopped.stderr and "rectify.max_samples" in stopped.stderr
+    samples = {json.loads(line)["sample"] for line in (tmp_path / "run/attempts.jsonl").read_text().splitlines()}
+    assert samples == {0, 1}
+    done = spot(*arguments, "rectify.target_pairs=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert lines(tmp_path / "run/pairs.jsonl") == 3
+
+
 def test_an_oracle_of_ones_own_that_raises_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(PROBLEM)
     (tmp_path / "wrong.jsonl").write_text('{"problem_id": "a", "response": "It is \\\\boxed{3}"}\n')

@@ -15,6 +15,7 @@ from spot.store import (
     MAX_LINE_BYTES,
     Appender,
     RunDirectory,
+    locked,
     read_dropped,
     read_rows,
     repair,
@@ -172,6 +173,17 @@ def test_a_directory_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not empty and not a run"):
             RunDirectory.open(tmp_path, "a: 1\n", overwrite)
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_an_output_in_use_is_refused_and_nothing_is_left_of_the_lock(tmp_path: Path) -> None:
+    for output in (tmp_path / "deep" / "rows.jsonl", tmp_path):
+        with locked(output), pytest.raises(UserError, match=f"{output}: in use by another process"), locked(output):
+            pass
+        with locked(output):
+            pass
+    assert not list(tmp_path.parent.glob(".*.lock")) and not list((tmp_path / "deep").iterdir())
+    with locked(Path("/dev/null")):
+        assert not Path("/dev/.null.lock").exists()
 
 
 def test_a_run_in_use_is_refused(tmp_path: Path) -> None:

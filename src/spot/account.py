@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 CHARACTERS_A_TOKEN = 4.0
+AGAIN = {"rewrite": 3, "patch": 5, "continue": 5}
+"""The most that asking again comes to, in times of the first reply's tokens: cut off (twice the tokens), and for edits
+and steps told back once more."""
 OUTPUT_SHARE = {"rewrite": 1.1, "patch": 0.35, "continue": 0.15}
 """Tokens that an Oracle writes, as a share of the answer's, roughly; reasoning comes on top (benchmarks/modes.py)."""
 
@@ -39,12 +42,14 @@ def estimate(problems: Sequence[Problem], attempts: Sequence[Attempt], config: R
     written *= OUTPUT_SHARE[section.mode]
     likely = (prices.input * prompt + prices.output * written) / 1e6
     worst = sum(worst_cost(request, oracle_sampling(section, config.run.seed), prices) for request in requests)
+    again = AGAIN[section.mode] * (section.max_rounds if section.mode == "continue" else 1)
     target = f", fewer once {section.target_pairs:,} pairs are there" if section.target_pairs else ""
     unpriced = "" if section.input_price or section.output_price else "; set rectify.input_price and output_price"
     return (
         f"{len(requests):,} requests about {len(failures):,} wrong attempts{target}: about {prompt:,.0f} prompt tokens "
         f"and {written:,.0f} answer tokens (4 characters each, reasoning not counted), ${likely:.2f}; "
-        f"${worst:.2f} if every answer were {section.max_new_tokens:,} tokens long{unpriced}"
+        f"${worst:.2f} if every answer were {section.max_new_tokens:,} tokens long, {again} times that if each had to "
+        f"be asked for again as often as may be{unpriced}"
     )
 
 
@@ -62,7 +67,7 @@ def print_ledger(path: Path, console: "Console") -> None:
 
     from spot.models.ledger import Ledger
 
-    with Ledger(ledger_of(path)) as ledger:
+    with Ledger(ledger_of(path), read_only=True) as ledger:
         lines, (spent, open_) = ledger.lines(), ledger.spent()
     table = Table("stage", "model", "outcome", box=None, header_style="bold", pad_edge=False)
     for name in ("requests", "prompt tokens", "answer tokens", "spent", "possibly"):
@@ -80,7 +85,7 @@ def export_ledger(path: Path, output: Path) -> int:
     """Every request and reply as JSON lines; returns how many."""
     from spot.models.ledger import Ledger
 
-    with Ledger(ledger_of(path)) as ledger:
+    with Ledger(ledger_of(path), read_only=True) as ledger:
         rows: list[dict[str, Any]] = [row | {"body": json.loads(row["body"])} for row in ledger.rows()]
     write_atomic(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)

@@ -29,6 +29,7 @@ NOT_IDENTITY = frozenset(
         "run.stages",
         "run.on_bad_row",
         "report",
+        "judge",
         "student.device",
         *(
             f"{section}.{key}"
@@ -88,7 +89,8 @@ class EndpointSettings(Section):
 
     `concurrency` is the most requests in flight; it is found out how many the server takes. Prices are dollars per
     million tokens. With `max_cost`, in dollars, no request is sent whose worst case would bring the run's ledger above
-    it. `extra_body` is merged into every request.
+    it. `extra_body` is merged into every request, `omit` names settings that a server refuses, and `tokens_field` what
+    it calls the limit of a reply (OpenAI's reasoning models: `max_completion_tokens`, and omit temperature and top_p).
     """
 
     base_url: Urls = None
@@ -98,6 +100,8 @@ class EndpointSettings(Section):
     tokens_per_minute: int | None = Field(default=None, ge=1)
     timeout: float = Field(default=600.0, gt=0)
     extra_body: dict[str, Any] = {}
+    omit: list[Literal["temperature", "top_p", "seed"]] = []
+    tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     input_price: float = Field(default=0.0, ge=0)
     output_price: float = Field(default=0.0, ge=0)
     max_cost: float | None = Field(default=None, gt=0)
@@ -235,6 +239,19 @@ class EvaluateSection(SamplingSection):
     seed: int = Field(default=1, ge=0)
 
 
+class JudgeSection(EndpointSettings):
+    """The model that `spot audit` asks which steps are wrong; none without `model`, its name at `base_url`.
+
+    `prompt` is a path to the user's own (docs/audit.md).
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    temperature: float = Field(default=0.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=16384, ge=1)
+
+
 class ReportSection(Section):
     """The report. `notes` are printed in it: what a reader must know about this run."""
 
@@ -252,6 +269,7 @@ class RunConfig(Section):
     filter: FilterSection = FilterSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
+    judge: JudgeSection = JudgeSection()
     report: ReportSection = ReportSection()
 
     def to_yaml(self) -> str:

@@ -70,6 +70,8 @@ def endpoint(section: EndpointSettings, name: str) -> "EndpointModel":
         section.concurrency,
         timeout=section.timeout,
         extra_body=section.extra_body,
+        omit=section.omit,
+        tokens_field=section.tokens_field,
         requests_per_minute=section.requests_per_minute,
         tokens_per_minute=section.tokens_per_minute,
     )

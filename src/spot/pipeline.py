@@ -18,7 +18,7 @@ from rich.console import Console
 
 from spot import __version__, stages
 from spot.config import NOT_IDENTITY, RunConfig, Stage
-from spot.errors import UserError
+from spot.errors import StoppedEarly, UserError
 from spot.evaluate.overlap import overlap_note
 from spot.hub import check_model_name, model_path
 from spot.opening import Asking, open_ledger, open_model, open_oracle, open_verifier
@@ -52,6 +52,8 @@ def run(config: RunConfig, console: Console, overwrite: bool = False, command: s
     `command` is how the user started this run; the report prints it under "how to reproduce".
     """
     free = {section for section, made in MADE_WITH.items() if not any(any(config.run.dir.glob(name)) for name in made)}
+    if not RunDirectory(config.run.dir).is_complete("rectify"):
+        free |= {"rectify.target_pairs", "rectify.max_samples"}  # how far to go may change on the way
     directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY | free)
     with directory:
         pipeline = Pipeline(config, directory, console, command)
@@ -205,8 +207,10 @@ class Pipeline:
         accepted = sum(row.accepted for row in rows)
         if not accepted:
             self._none_accepted(rows)
-        missing = f"; of {target.wanted:,} pairs {target.missing:,} are missing" if target and target.missing else ""
-        return f"{accepted:,} of {len(rows):,} corrections verified{missing}"
+        if target is not None and target.missing:
+            mend = "raise rectify.max_samples, or be content with fewer (rectify.target_pairs)"
+            raise StoppedEarly(f"{stages.missing(target)}; {mend}, and run the same command again")
+        return f"{accepted:,} of {len(rows):,} corrections verified"
 
     def _rectified(self, asking: Asking, attempts: list[Attempt]) -> list[Rectification]:
         return stages.rectify(

@@ -101,7 +101,10 @@ class Attempt(Row):
 
 
 class Rectification(Row):
-    """One correction of one wrong attempt by an Oracle. `id` is `{attempt_id}~{oracle}.{candidate}`."""
+    """One correction of one wrong attempt by an Oracle. `id` is `{attempt_id}~{oracle}.{candidate}`.
+
+    `asked` is a hash of all that the Oracle was given: the wrong answer, and for a model its prompt and sampling too.
+    """
 
     id: str
     attempt_id: str
@@ -111,6 +114,7 @@ class Rectification(Row):
     candidate: int
     prompt_version: str | None = None
     ledger_key: str | None = None
+    asked: str = ""
     response: str
     verdict: Verdict
     accepted: bool

@@ -137,7 +137,7 @@ def rectify(
         raise UserError(f"no wrong attempts to learn from ({found}); ask more or harder problems")
     if isinstance(oracle, ImportedOracle):
         dropped += oracle.unused(attempts)
-    rows = stored(output, {failure.attempt.id for failure in failures}, oracle)
+    rows = stored(output, {failure.attempt.id: failure for failure in failures}, oracle)
     tally = Counter("accepted" if row.accepted else row.reason for row in rows)
     with bar(console, "rectify") as progress, Appender(output) as appender:
 
@@ -156,6 +156,11 @@ def open_target(section: RectifySection) -> "Target | None":
     from spot.rectify.target import Target
 
     return None if section.target_pairs is None else Target(section.target_pairs)
+
+
+def missing(target: "Target") -> str:
+    """How far the corrections fall short of the pairs that were asked for."""
+    return f"of {target.wanted:,} pairs {target.missing:,} are missing: all wrong attempts were asked about"
 
 
 def within_gamma(config: RunConfig) -> "Within":

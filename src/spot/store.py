@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
@@ -71,6 +71,36 @@ class disk_errors:  # noqa: N801 (reads as a statement: `with disk_errors(path):
                 f"{self.path}: cannot write ({error.strerror}); {mend} and run the same command again, "
                 "it goes on from what was committed"
             ) from error
+
+
+@contextmanager
+def locked(output: Path) -> Generator[None]:
+    """Have `output`, a file or a directory that one command makes over several goes, to this process alone."""
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        yield  # a pipe or a device
+        return
+    path = output.with_name(f".{output.name}.lock")
+    with disk_errors(output):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        _lock(file, output, "name another output")
+        try:
+            yield
+        finally:
+            # Whoever has opened it in the meantime locks a file that is gone; `_lock` sees that.
+            path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[str], what: Path, mend: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_gone = os.fstat(file.fileno()).st_nlink == 0
+    except OSError:
+        is_gone = True
+    if is_gone:
+        file.close()
+        raise UserError(f"{what}: in use by another process; wait for it or {mend}") from None
 
 
 class Appender:
@@ -332,11 +362,7 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         with disk_errors(self.path):
             self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise UserError(f"{self.path}: in use by another process; wait for it or choose another run.dir") from None
+        _lock(self._lock, self.path, "choose another run.dir")
         return self
 
     def __exit__(self, *exception: object) -> None:

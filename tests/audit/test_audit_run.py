@@ -1,6 +1,5 @@
 """`spot audit` over a whole run directory, and what the report and the terminal show of it."""
 
-import random
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,62 +9,17 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tests.audit.lab_run import COUNT, STUDENT, WORLD, attempt, make_run
 
 from spot import cli
 from spot.audit.run import audit, kept_questions
 from spot.audit.summary import AuditSummary, PairAudit, read_audit
-from spot.config import RunConfig, parse_config
+from spot.config import RunConfig
 from spot.errors import UserError
-from spot.lab.oracle import rewrite
-from spot.lab.world import World, story_of
-from spot.pairs.filter import make_pairs
-from spot.pairs.tokens import load_encoder
+from spot.lab.world import story_of
 from spot.report.audit import audit_view, facts, print_audit, write_figures
-from spot.schema import Attempt, Pair, Problem, Rectification, Verdict, text_of
+from spot.schema import Attempt, Pair, Problem, text_of
 from spot.store import RunDirectory, read_rows, write_rows
-
-COUNT = 24
-WORLD = World.load()
-
-
-def attempt(problem: Problem, response: str) -> Attempt:
-    return Attempt(id=f"{problem.id}#0", problem_id=problem.id, sample=0, response=response, finish_reason="stop",
-                   verdict=Verdict(correct=False), model="m")  # fmt: skip
-
-
-def correction(problem: Problem, response: str) -> Rectification:
-    return Rectification(id=f"{problem.id}#0~o.0", attempt_id=f"{problem.id}#0", problem_id=problem.id, oracle="o",
-                         mode="rewrite", candidate=0, response=response, verdict=Verdict(correct=True),
-                         accepted=True)  # fmt: skip
-
-
-def make_run(run: Path) -> Path:
-    """A run of the lab's as it is after its filter: wrong answers by belief, corrected by the scripted Oracle."""
-    run.mkdir(parents=True)
-    problems = WORLD.problems("in_domain", "train", 80, 0)
-    attempts: list[Attempt] = []
-    corrections: list[Rectification] = []
-    for problem in problems:
-        story, rng = story_of(problem), random.Random(problem.id)
-        beliefs = [WORLD.rules[event.rule].wrong is not None for event in story.events]
-        try:
-            steps = WORLD.work(story, beliefs)
-        except ArithmeticError:
-            continue
-        text = "".join(WORLD.write(story, steps, rng.choice(list(WORLD.styles.values())), 0))
-        attempts.append(attempt(problem, text))
-        corrections.append(correction(problem, rewrite(WORLD, problem, text)))
-    pairs = make_pairs(problems, attempts, corrections, load_encoder(STUDENT), 0.9).pairs
-    write_rows(run / "problems.jsonl", problems)
-    write_rows(run / "pairs.jsonl", pairs[:COUNT])
-    (run / "eval" / "problems").mkdir(parents=True)
-    write_rows(run / "eval" / "problems" / "in_domain.jsonl", WORLD.problems("in_domain", "test", 30, 1))
-    config = {"student": {"model": "lab"}, "problems": {"source": "lab"}, "evaluate": {"tasks": ["in_domain"]}}
-    (run / "config.yaml").write_text(parse_config(config, "test").to_yaml())
-    return run
-
-
-STUDENT = str(Path(cli.__file__).parent / "lab" / "student")
 
 
 @pytest.fixture(scope="module")

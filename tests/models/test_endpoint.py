@@ -67,7 +67,7 @@ def test_every_request_is_answered_once_and_what_is_done_is_not_asked() -> None:
 def test_request_carries_sampling_and_seed_and_only_the_named_key() -> None:
     with FakeServer(echo) as server:
         answers(endpoint(server.url, api_key_env="SPOT_TEST_KEY", extra_body={"top_k": 5}), "a")
-        answers(endpoint(server.url, omit=("seed", "max_tokens")), "a")
+        answers(endpoint(server.url, omit=("seed", "top_p"), tokens_field="max_completion_tokens"), "a")
     first, second = server.seen
     assert first.path == "/v1/chat/completions"
     assert {key: first.body[key] for key in ("model", "temperature", "top_p", "max_tokens", "top_k")} == {
@@ -75,7 +75,8 @@ def test_request_carries_sampling_and_seed_and_only_the_named_key() -> None:
     }  # fmt: skip
     assert first.body["seed"] == 7
     assert first.headers["authorization"] == f"Bearer {KEY}"
-    assert not {"seed", "max_tokens", "top_k"} & set(second.body)
+    assert not {"seed", "top_p", "max_tokens", "top_k"} & set(second.body)
+    assert second.body["max_completion_tokens"] == 33
     assert "sk-" not in second.headers["authorization"]
 
 
@@ -355,6 +356,12 @@ def test_a_consumer_that_stops_leaves_no_request_behind() -> None:
         assert len(server.seen) < 50
 
 
+@pytest.mark.parametrize("name", ["n", "max_tokens", "max_completion_tokens", "stream", "model"])
+def test_extra_body_cannot_change_what_the_account_counts_on(name: str) -> None:
+    with pytest.raises(UserError, match=f"extra_body: '{name}' cannot be set there; max_new_tokens"):
+        EndpointModel("m", "http://h/v1", extra_body={name: 1})
+
+
 def test_fingerprint_tells_endpoints_apart() -> None:
     models = [
         EndpointModel("m", "http://h/v1"),
@@ -362,6 +369,7 @@ def test_fingerprint_tells_endpoints_apart() -> None:
         EndpointModel("m", "http://g/v1"),
         EndpointModel("m", "http://h/v1", extra_body={"top_k": 1}),
         EndpointModel("m", "http://h/v1", omit=("seed",)),
+        EndpointModel("m", "http://h/v1", tokens_field="max_completion_tokens"),
     ]
     assert len({model.fingerprint for model in models}) == len(models)
     assert models[0].fingerprint == EndpointModel("m", "http://h/v1/").fingerprint

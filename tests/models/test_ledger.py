@@ -49,8 +49,8 @@ def test_replies_come_back_under_the_id_that_is_asked_now(ledger: Ledger) -> Non
 
 
 def test_a_good_reply_stays_and_what_follows_is_paid_all_the_same(ledger: Ledger) -> None:
-    ledger.apply([admit("a"), replied("a", text="", finish_reason="error"), admit("a"), replied("a", text="good")])
-    ledger.apply([admit("a"), replied("a", text="again")])
+    ledger.apply([admit("a"), admit("a"), admit("a")])
+    ledger.apply([replied("a", text="", finish_reason="error"), replied("a", text="good"), replied("a", text="again")])
     [[reply]] = list(ledger.replies({"a": "id"}))
     assert reply.text == "good"
     assert ledger.spent() == (0.75, 0)
@@ -64,10 +64,10 @@ def test_without_usage_the_worst_is_assumed(ledger: Ledger) -> None:
 
 
 def test_the_limit_counts_what_is_open(ledger: Ledger) -> None:
-    assert ledger.apply([admit("a", 1, 2.5), admit("b", 1, 2.5), admit("c", 1, 2.5)]) == [True, True, False]
+    assert ledger.apply([admit("a", 1, 2.5), admit("b", 1, 2.5), admit("c", 1, 2.5)]) == ["done", "done", "no_room"]
     ledger.apply([replied("a", cost=0.1)])
-    assert ledger.apply([admit("c", 1, 2.5)]) == [True]
-    assert ledger.apply([admit("d", 1, 2.5)]) == [False]
+    assert ledger.apply([admit("c", 1, 2.5)]) == ["done"]
+    assert ledger.apply([admit("d", 1, 2.5)]) == ["no_room"]
     assert {row["key"] for row in ledger.rows()} == {"a", "b", "c"}
 
 
@@ -84,7 +84,7 @@ def test_the_account_is_the_sum_of_its_rows(
     with Ledger(tmp_path_factory.mktemp("ledger") / "l.sqlite") as ledger:
         for key, event in events:
             if event == "admit":
-                in_flight[key] += ledger.apply([admit(key, 1.0, 9.0)]) == [True]
+                in_flight[key] += ledger.apply([admit(key, 1.0, 9.0)]) == ["done"]
             elif in_flight[key]:
                 in_flight[key] -= 1
                 finish = "error" if event == "error" else "stop"
@@ -118,6 +118,17 @@ def test_what_a_killed_process_had_in_flight_is_known_and_asked_again(tmp_path: 
         assert ledger.spent() == (0.5, 1)
         [line] = ledger.lines()
         assert (line.outcome, line.requests, line.possible) == ("stop", 2, 1)
+
+
+def test_what_is_answered_or_asked_by_another_is_not_let_out(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ours, Ledger(path) as theirs:
+        theirs._owner = "elsewhere:1:1"  # pyright: ignore[reportPrivateUsage]
+        assert theirs.apply([admit("a"), admit("b"), Refused("b", charged=None), admit("c")]) == ["done"] * 4
+        assert ours.apply([admit("a", max_cost=0), admit("b"), admit("d")]) == ["elsewhere", "elsewhere", "done"]
+        theirs.apply([replied("a"), Refused("c", charged=False)])
+        assert ours.apply([admit("a", max_cost=0), admit("c"), admit("d")]) == ["on_record", "done", "done"]
+        assert {row["key"]: row["sends"] for row in ours.rows()} == {"a": 1, "b": 1, "c": 2, "d": 2}
 
 
 def test_two_processes_share_a_ledger(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from spot.models.ledger import Ledger
 from spot.models.recorded import RecordedModel
 from spot.rectify.base import Correction, Failure, Oracle
 from spot.rectify.model_oracle import ModelOracle
-from spot.rectify.run import objections, rectify
+from spot.rectify.run import objections, rectify, stored
 from spot.rectify.target import Target
 from spot.schema import Problem, Rectification, Sampling, Verdict
 from spot.store import Appender, read_rows
@@ -146,6 +146,71 @@ def test_exactly_as_many_pairs_as_are_wanted_and_nothing_paid_beyond(
         assert {row.reason for row in rows} <= {"", "does_not_verify"}
     else:
         assert len(rows) == 30 and target.missing == wanted - 10
+
+
+def test_replies_on_record_give_no_more_pairs_than_are_wanted(tmp_path: Path, make_failure: MakeFailure) -> None:
+    failures = [make_failure(number) for number in range(10)]
+    for wanted, sent in [(10, 10), (4, 0)]:
+        path, model = tmp_path / f"{wanted}.jsonl", Paid(lambda request: "it is 4")
+        with Ledger(tmp_path / "ledger.sqlite") as ledger, Appender(path) as appender:
+            target = Target(wanted)
+            oracle = ModelOracle(
+                RecordedModel(model, ledger, "rectify", turnstile=target), True, "simplified", target=target
+            )
+            asyncio.run(rectify(failures, oracle, contains_answer, appender))
+        assert (len(model.sent), len(read_rows(path, Rectification))) == (sent, wanted)
+
+
+class InProcess:
+    """A model without a gate."""
+
+    name = "local"
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    async def generate(
+        self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
+    ) -> AsyncIterator[list[Reply]]:
+        assert sampling and not done
+        self.asked.append(len(requests))
+        texts = ["it is 4", "it is 6"]
+        yield [Reply(request.id, texts[int(request.about[1:-2]) % 2], "stop") for request in requests]
+
+
+def test_a_model_in_process_gives_exactly_as_many_too(tmp_path: Path, make_failure: MakeFailure) -> None:
+    failures = [make_failure(number) for number in range(30)]
+    target, model = Target(6), InProcess()
+    with Ledger(tmp_path / "ledger.sqlite") as ledger, Appender(tmp_path / "r.jsonl") as appender:
+        oracle = ModelOracle(
+            RecordedModel(model, ledger, "rectify", turnstile=target), True, "simplified", target=target
+        )
+        asyncio.run(rectify(failures, oracle, contains_answer, appender))
+    assert sum(row.accepted for row in read_rows(tmp_path / "r.jsonl", Rectification)) == 6
+    assert model.asked == [6, 3, 1, 1]  # as many as were missing each time
+
+
+@pytest.mark.parametrize("changed", ["nothing", "prompt", "sampling", "response", "answer"])
+def test_what_was_asked_otherwise_is_not_taken_for_an_answer(
+    tmp_path: Path, make_failure: MakeFailure, changed: str
+) -> None:
+    path, failure = tmp_path / "r.jsonl", make_failure()
+    with Appender(path) as appender:
+        oracle = ModelOracle(InProcess(), True, "simplified")
+        asyncio.run(rectify([failure], oracle, contains_answer, appender))
+    if changed == "prompt":
+        oracle = ModelOracle(InProcess(), True)
+    elif changed == "sampling":
+        oracle = ModelOracle(InProcess(), True, "simplified", Sampling(temperature=0.123))
+    elif changed == "response":
+        failure = Failure(failure.problem, failure.attempt.model_copy(update={"response": "it is 7"}))
+    elif changed == "answer":
+        failure = Failure(failure.problem.model_copy(update={"answer": "6"}), failure.attempt)
+    if changed == "nothing":
+        assert len(stored(path, {failure.attempt.id: failure}, oracle)) == 1
+        return
+    with pytest.raises(UserError, match="answers something else than would be asked now: the attempt, the prompt or"):
+        stored(path, {failure.attempt.id: failure}, oracle)
 
 
 def test_a_resumed_run_counts_the_pairs_that_it_has(tmp_path: Path, make_failure: MakeFailure) -> None:

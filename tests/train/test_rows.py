@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from spot.errors import UserError
+from spot.schema import Message
 from spot.train.rows import read_preferences
 
 ROW = {"prompt": "a", "chosen": "b", "rejected": ""}
@@ -24,6 +25,16 @@ def test_an_empty_prompt_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | {"prompt": " "}))
     with pytest.raises(UserError, match=r"pairs\.jsonl:2: field 'prompt': is empty"):
+        read_preferences(path)
+
+
+def test_a_completion_is_a_chosen_answer_without_a_rejected_one(tmp_path: Path) -> None:
+    path = tmp_path / "sft.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": [{"role": "assistant", "content": "b"}], "meta": {}}))
+    [row] = read_preferences(path)
+    assert (row.prompt, row.rejected) == ("a", None) and row.chosen == [Message(role="assistant", content="b")]
+    path.write_text(json.dumps({"prompt": "a", "completion": "b", "chosen": "c"}))
+    with pytest.raises(UserError, match=r"sft\.jsonl:1: the field 'rejected' is missing"):
         read_preferences(path)
 
 

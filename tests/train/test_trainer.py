@@ -287,6 +287,49 @@ def test_mappings_train_like_pairs(tokenizer: PreTrainedTokenizerFast, pairs: li
         SpotTrainer(make_model(), args, columns, processing_class=tokenizer)
 
 
+@pytest.mark.parametrize("loss", ["sft", "kl_sft", "reward_sft"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_prompt_and_completion_train_like_the_chosen_side_of_pairs(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path, loss: str, attention: str
+) -> None:
+    alone = [{"id": pair.id, "prompt": pair.prompt, "completion": pair.chosen} for pair in pairs]
+    histories: list[list[dict[str, Any]]] = []
+    models: list[dict[str, torch.Tensor]] = []
+    for name, rows_of, held_out in [("pairs", pairs[:7], pairs[7:]), ("alone", alone[:7], alone[7:])]:
+        args = SpotConfig(
+            output_dir=str(tmp_path / name), disable_tqdm=True, loss_type=[loss], score_rejected=name == "alone",
+            eval_strategy="epoch", **SETTINGS,
+        )  # fmt: skip
+        model = make_model()
+        model.set_attn_implementation(attention)
+        trainer = SpotTrainer(model, args, rows_of, held_out, processing_class=tokenizer)
+        trainer.train()
+        models.append(trainer.model.state_dict())  # pyright: ignore[reportOptionalMemberAccess]
+        found = [
+            {key: row[key] for key in row if "second" not in key and "time" not in key}
+            for row in trainer.state.log_history
+        ]
+        histories.append([row for row in found if "loss" in row or "eval_loss" in row])
+    assert_equal(*models)
+    assert len(histories[0]) > 3 and "logps/rejected" not in histories[1][0]
+    assert histories[0] == histories[1]
+
+
+def test_rows_without_rejected_answers_where_they_are_needed_are_refused(
+    tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path
+) -> None:
+    alone = [{"prompt": pair.prompt, "completion": pair.chosen} for pair in pairs]
+
+    def start(rows_of: list[Any], loss: str) -> None:
+        args = SpotConfig(output_dir=str(tmp_path), loss_type=[loss])
+        SpotTrainer("no/such/model", args, rows_of, processing_class=tokenizer)
+
+    with pytest.raises(UserError, match="row '1' has no rejected answer, which loss_type spot_bco needs; .* sft"):
+        start(alone, "spot_bco")
+    with pytest.raises(UserError, match="row '1' has no rejected answer and row 'pair-0' has one"):
+        start([*alone[:1], *pairs], "sft")
+
+
 def test_data_that_cannot_be_trained_on_is_refused(
     tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], tmp_path: Path
 ) -> None:

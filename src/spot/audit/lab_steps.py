@@ -29,12 +29,13 @@ _FITS, _BELIEVED, _OTHER = 3, 2, 1  # how well an equation fits an event: its ru
 
 @dataclass(frozen=True)
 class _Line:
-    """One equation of an answer, `x op k = y`, and the text that belongs to it."""
+    """One equation of an answer, `x op k = y`, where it starts, and the text that belongs to it."""
 
     x: int
     op: str
     k: int
     y: int
+    start: int
     text: str
 
     @property
@@ -75,13 +76,14 @@ class LabJudge:
             line = lines[place]
             if place:
                 number = lines[place - 1].y
-            judged.append(JudgedStep(line.text.strip(), tuple(self._wrong(line, right[event], rule, number, story))))
+            kinds = tuple(self._wrong(line, right[event], rule, number, story))
+            judged.append(JudgedStep(line.text.strip(), kinds, line.start))
         for place, line in enumerate(lines):
             if places[place] is None:  # it counts against the step after which it stands
                 owner = max((event + 1 for event in places[:place] if event is not None), default=0)
                 step = judged[owner]
                 judged[owner] = JudgedStep(f"{step.text} {line.text.strip()}".strip(), (*step.kinds, "extra"))
-        return [*judged, self._close(tail, lines, story)]
+        return [*judged, self._close(tail, lines, story, len(response) - len(tail))]
 
     def _wrong(self, line: _Line, right: Step, rule: str, number: int, story: Story) -> list[str]:
         """What is wrong with a line that stands for an event whose step is `right`."""
@@ -99,13 +101,13 @@ class LabJudge:
         named = next((found for pattern in self._openings if (found := pattern.match(text))), None)
         kinds = ["start"] if named is not None and int(named[1]) != story.start else []
         kinds += ["item"] if named is not None and self._other_item(named.group(), story) else []
-        return JudgedStep(text.strip(), tuple(kinds))
+        return JudgedStep(text.strip(), tuple(kinds), 0)
 
-    def _close(self, text: str, lines: Sequence[_Line], story: Story) -> JudgedStep:
-        boxes = _BOX.findall(text)
-        kinds = [] if boxes and (not lines or int(boxes[-1]) == lines[-1].y) else ["answer"]
+    def _close(self, text: str, lines: Sequence[_Line], story: Story, begin: int) -> JudgedStep:
+        boxes = list(_BOX.finditer(text))
+        kinds = [] if boxes and (not lines or int(boxes[-1][1]) == lines[-1].y) else ["answer"]
         kinds += ["item"] if self._other_item(text, story) else []
-        return JudgedStep(text.strip(), tuple(kinds))
+        return JudgedStep(text.strip(), tuple(kinds), begin + boxes[-1].start() if boxes else None)
 
     def _other_item(self, text: str, story: Story) -> bool:
         return any(item != story.item for item in self._items.findall(text))
@@ -150,7 +152,7 @@ def _cut(response: str) -> tuple[str, list[_Line], str]:
         match = _END.search(response, equation.end(), last)
         end = match.end() if match else last
         x, op, k, y = equation.groups()
-        lines.append(_Line(int(x), op, int(k), int(y), response[begin:end]))
+        lines.append(_Line(int(x), op, int(k), int(y), equation.start(), response[begin:end]))
         begin = end
     return response[: found[0].start()], lines, response[begin:]
 

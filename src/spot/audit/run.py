@@ -4,13 +4,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from spot.audit.edits import edits, summarise_edits
-from spot.audit.lab_steps import LabJudge
-from spot.audit.steps import Judge, Rates, error_rates, step_changes, summarise_steps
+from spot.audit.judging import Judged, judge_steps, lab_judge
+from spot.audit.labels import labelled_rows
+from spot.audit.steps import Judge, Rates, error_rates, summarise_steps
 from spot.audit.style import StyleAudit
 from spot.audit.summary import (
     ROWS,
@@ -27,7 +29,6 @@ from spot.config import RunConfig
 from spot.errors import RunFailed, UserError
 from spot.evaluate.overlap import Overlap, overlaps
 from spot.hub import load_model, load_tokenizer, model_path
-from spot.lab.world import World
 from spot.pairs.tokens import TEXTS_AT_ONCE, Encoder
 from spot.progress import Bar, bar
 from spot.schema import Attempt, Pair, Problem, text_of
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 Questions = Mapping[str, Sequence[Problem]]
 """The evaluation's questions by task."""
-
-NO_JUDGE = "only the lab's steps can be checked exactly; a judge model for other problems is not there yet"
 
 
 @dataclass(frozen=True)
@@ -59,35 +58,32 @@ def audit(
     *,
     allow_overlap: bool = False,
     skip_models: bool = False,
+    labels: Path | None = None,
 ) -> AuditSummary:
     """Measure the pairs of `run`, whose config is `config`, and write `audit.jsonl` and `audit.json`.
 
     `questions` are those that the run is, or will be, evaluated on. With `skip_models` no weights are loaded and
-    likelihoods are left out. Raises `UserError` where there are no pairs, or where some overlap with `questions` and
-    `allow_overlap` is not given: then nothing is written.
+    likelihoods are left out. `labels` are rows that the config's judge model is compared with. Raises `UserError` where
+    there are no pairs, or where some overlap with `questions` and `allow_overlap` is not given, and what asking the
+    judge raises: then nothing is written, but what it replied is in the run's ledger.
     """
-    if not (run / "pairs.jsonl").exists():
-        raise UserError(f"{run / 'pairs.jsonl'}: not there yet; the stage 'filter' makes it")
-    pairs = read_rows(run / "pairs.jsonl", Pair)
-    if not pairs:
-        raise UserError(f"{run / 'pairs.jsonl'}: no pairs to audit")
+    pairs, problems = _read(run)
     found = overlaps(questions, pairs)
     if found and not allow_overlap:
         raise UserError(_refusal(found, questions, len(pairs)))
-    problems = {row.id: row for row in read_rows(run / "problems.jsonl", Problem)} if _has(run, "problems") else {}
-    judge = LabJudge(World.load(config.problems.world)) if any(map(_is_story, problems.values())) else None
     tokenizer = load_tokenizer(model_path(config.student.model))
+    judged = judge_steps(run, config, pairs, problems, labels, console)
     with bar(console, "likelihood") as progress:
         scored = _scored(run, config, pairs, tokenizer, skip_models, progress)
     with bar(console, "audit") as progress:
-        measure = _Measure(Encoder(tokenizer), judge, problems, scored.rows, found if questions else None)
+        measure = _Measure(Encoder(tokenizer), judged, scored.rows, found if questions else None)
         rows: list[PairAudit] = []
         for row in measure.rows(pairs):
             rows.append(row)
             progress.update(len(rows), len(pairs))
-    rates = [_rates(run, side, judge, questions) for side in ("before", "after")]
+    rates = [_rates(run, side, judged.exact, questions) for side in ("before", "after")]
     overlap = _overlap_summary(found, questions)
-    summary = _summary(rows, measure, scored, overlap, rates, pairs_hash(run / "pairs.jsonl"))
+    summary = _summary(rows, measure, scored, judged, overlap, rates, pairs_hash(run / "pairs.jsonl"))
     write_rows(run / ROWS, rows)
     write_atomic(run / SUMMARY, summary.model_dump_json(indent=1) + "\n")
     return summary
@@ -98,12 +94,26 @@ def kept_questions(run: RunDirectory) -> dict[str, list[Problem]]:
     return {path.stem: read_rows(path, Problem) for path in sorted((run / "eval").glob("problems/*.jsonl"))}
 
 
-def _has(run: RunDirectory, name: str) -> bool:
-    return (run / f"{name}.jsonl").exists()
+def export_labels(run: RunDirectory, config: RunConfig, output: Path) -> str:
+    """Write a row for each pair whose steps can be labelled, in the lab with its labels; says how many in one line."""
+    pairs, problems = _read(run)
+    judge = lab_judge(config, problems)
+    rows = labelled_rows(pairs, problems, judge)
+    write_rows(output, rows)
+    open_ = "labelled by the lab's rules" if judge else "to be labelled: set each right to true or false"
+    return f"{output}: the steps of {len(rows)} of {len(pairs)} pairs, {open_}"
 
 
-def _is_story(problem: Problem) -> bool:
-    return problem.meta.get("family") == "in_domain" and "events" in problem.meta
+def _read(run: RunDirectory) -> tuple[list[Pair], dict[str, Problem]]:
+    """The run's pairs, and its problems by id. Raises `UserError` where there are no pairs."""
+    path = run / "pairs.jsonl"
+    if not path.exists():
+        raise UserError(f"{path}: not there yet; the stage 'filter' makes it")
+    pairs = read_rows(path, Pair)
+    if not pairs:
+        raise UserError(f"{path}: no pairs to audit")
+    asked = run / "problems.jsonl"
+    return pairs, {row.id: row for row in read_rows(asked, Problem)} if asked.exists() else {}
 
 
 def _refusal(found: Sequence[Overlap], questions: Questions, num_pairs: int) -> str:
@@ -133,13 +143,11 @@ class _Measure:
     def __init__(
         self,
         encode: Encoder,
-        judge: Judge | None,
-        problems: Mapping[str, Problem],
+        judged: Judged,
         likelihoods: Mapping[str, Likelihood],
         found: Sequence[Overlap] | None,
     ) -> None:
-        self._encode, self._judge = encode, judge
-        self._problems, self._likelihoods = problems, likelihoods
+        self._encode, self._judged, self._likelihoods = encode, judged, likelihoods
         self._overlaps = None if found is None else _by_pair(found)
         self._first: dict[tuple[str, ...], str] = {}
         self._asked: set[str] = set()
@@ -162,14 +170,14 @@ class _Measure:
         self.same_question += question in self._asked
         self._asked.add(question)
         first = self._first.setdefault((question, _flat(rejected), _flat(chosen)), pair.id)
-        problem = self._problems.get(pair.problem_id)
         return PairAudit(
             id=pair.id,
             problem_id=pair.problem_id,
             oracle=pair.oracle,
             edits=edits(rejected_ids, chosen_ids),
             likelihood=self._likelihoods.get(pair.id),
-            steps=step_changes(self._judge, problem, rejected, chosen) if self._judge and problem else None,
+            steps=self._judged.steps.get(pair.id),
+            unjudged=self._judged.unjudged.get(pair.id),
             style=self.style.add(rejected, chosen),
             duplicate_of=None if first == pair.id else first,
             overlaps=None if self._overlaps is None else self._overlaps.get(pair.id, []),
@@ -246,14 +254,15 @@ def _summary(
     rows: Sequence[PairAudit],
     measure: _Measure,
     scored: Scored,
+    judged: Judged,
     overlap: OverlapSummary | None,
     rates: Sequence[Rates | None],
     identity: str,
 ) -> AuditSummary:
-    steps = summarise_steps(rows, *rates)
+    steps = None if judged.not_measured else summarise_steps(rows, *rates)
     reasons = dict(scored.not_measured)
     if steps is None:
-        reasons["steps"] = NO_JUDGE
+        reasons["steps"] = judged.not_measured
     if overlap is None:
         reasons["overlap"] = "the run's config names no evaluation task"
     return AuditSummary(
@@ -263,6 +272,7 @@ def _summary(
         edits=summarise_edits([row.edits for row in rows]),
         likelihood=scored.summary,
         steps=steps,
+        judge=judged.model,
         style=measure.style.summary(),
         duplicates=sum(row.duplicate_of is not None for row in rows),
         same_question=measure.same_question,

@@ -1,6 +1,7 @@
 """Errors newly introduced: steps that were right in the rejected answer and are wrong in the chosen one.
 
-Who judges steps is given as a `Judge`. In the lab that is the world itself (`lab_steps`), which is exact.
+In the lab the world itself judges every step of an answer (`lab_steps`), which is exact; elsewhere a model compares the
+steps of two answers (`judge`).
 """
 
 from collections import Counter, defaultdict
@@ -16,10 +17,14 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class JudgedStep:
-    """One step of an answer: its text, and the kinds of what is wrong with it, none where it is right."""
+    """One step of an answer: its text, and the kinds of what is wrong with it, none where it is right.
+
+    `start` is a place in the answer that belongs to the step and to no other, `None` where there is none.
+    """
 
     text: str
     kinds: tuple[str, ...] = ()
+    start: int | None = None
 
 
 Judge = Callable[[Problem, str], Sequence[JudgedStep] | None]

@@ -125,7 +125,8 @@ class OverlapRow(Part):
 class PairAudit(Row):
     """Everything measured on one pair; a part that was not measured is `None`, and `audit.json` says why.
 
-    `duplicate_of` is the id of an earlier pair with the same words in prompt and both answers.
+    `steps` of a judge model are those from the first that differs on, summed up or not; `unjudged` says why it judged
+    none. `duplicate_of` is the id of an earlier pair with the same words in prompt and both answers.
     """
 
     id: str
@@ -134,6 +135,7 @@ class PairAudit(Row):
     edits: Edits
     likelihood: Likelihood | None
     steps: list[StepChange] | None
+    unjudged: str | None = None
     style: Style
     duplicate_of: str | None
     overlaps: list[OverlapRow] | None
@@ -224,7 +226,10 @@ class NewError(Part):
 
 
 class StepSummary(Part):
-    """Steps of the rejected and the chosen answers, by what became of them; `new` ones by kind, most frequent first."""
+    """Steps of the rejected and the chosen answers, by what became of them; `new` ones by kind, most frequent first.
+
+    By the lab's judge all steps; by a judge model those from the first that differs on.
+    """
 
     pairs: int
     kept: int
@@ -238,6 +243,49 @@ class StepSummary(Part):
     def new_rate(self) -> float:
         """Newly introduced errors among the steps that were right; 0 where none was."""
         return self.new / max(1, self.kept + self.new)
+
+
+class Estimate(Part):
+    """A share, or a kappa, with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Agreement(Part):
+    """A judge model against labels: over `steps` labelled steps of `rows` answers or pairs, `wrong` of them wrong.
+
+    `precision` and `recall` are of wrong steps; `false_alarms` is the share of right steps that it calls wrong;
+    `same_kind` is that of the wrong ones it found to which it gives the label's kind. `unjudged` rows got no reply that
+    could be read and are in none of these. `differing` names steps.
+    """
+
+    labels_hash: str
+    rows: int
+    steps: int
+    wrong: int
+    unjudged: int
+    accuracy: Estimate
+    precision: Estimate | None
+    recall: Estimate | None
+    false_alarms: Estimate | None
+    kappa: Estimate | None
+    same_kind: float | None
+    differing: list[str]
+
+
+class JudgeSummary(Part):
+    """The judge model of an audit. Another `model`, `prompt_version` or `settings` (a hash of servers and sampling) is
+    another judge, to be compared with labels anew. `pairs` were judged; `unjudged` are the others, by reason.
+    """
+
+    model: str
+    prompt_version: str
+    settings: str
+    agreement: Agreement | None
+    pairs: int
+    unjudged: dict[str, int]
 
 
 class MarkDrift(Part):
@@ -278,7 +326,8 @@ class OverlapSummary(Part):
 class AuditSummary(Part):
     """All that is shown of an audit. `not_measured` says why a part is `None`, by its name.
 
-    `duplicates` are pairs that repeat an earlier one, `same_question` those that share a question with an earlier one.
+    `judge` is `None` where no judge model was asked (the lab's steps need none). `duplicates` are pairs that repeat an
+    earlier one, `same_question` those that share a question with an earlier one.
     """
 
     pairs: int
@@ -287,6 +336,7 @@ class AuditSummary(Part):
     edits: EditSummary
     likelihood: LikelihoodSummary | None
     steps: StepSummary | None
+    judge: JudgeSummary | None = None
     style: StyleSummary
     duplicates: int
     same_question: int

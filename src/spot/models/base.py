@@ -61,8 +61,9 @@ class NoMore(Exception):
 class Gate(Protocol):
     """Who is asked before money is spent; a model that sends requests over a network has one as `gate`."""
 
-    async def admit(self, request: Request, sampling: Sampling) -> None:
-        """Called right before every try of a request is sent, and waited for.
+    async def admit(self, request: Request, sampling: Sampling) -> Reply | None:
+        """Called right before every try of a request is sent, and waited for. A reply that it gives is yielded in place
+        of sending.
 
         Raises `NoMore` or `StoppedEarly` to end the run: the model then sends nothing more, waits for what is on its
         way, yields those replies, and ends (`NoMore`) or raises the `StoppedEarly`.

@@ -92,8 +92,7 @@ class BatchModel:
         gate = self.gate
 
         def write(request: Request, key: str) -> bytes:
-            sent = wire.fields(request, sampling, self._endpoint.omit, self._endpoint.extra_body)
-            return write_line(key, wire.body(self.name, request, sent))
+            return write_line(key, wire.body(self.name, request, self._endpoint.fields.of(request, sampling)))
 
         async with Provider(
             self.name, self._base_url, self._endpoint.api_key_env, self._timeout, self._retry

@@ -118,6 +118,13 @@ class BatchBook:
             self._note(database, token, "planned", 0)
             _plan(database, token, keys)
 
+    def unplan(self, token: str, keys: Sequence[str]) -> None:
+        """These of a plan are not going to be sent."""
+        if keys:
+            with self._ledger.transaction() as database:
+                gone = [(key, token) for key in keys]
+                database.executemany("DELETE FROM batched WHERE key = ? AND token = ?", gone)
+
     def begin(self, plan: str, token: str, keys: Sequence[str]) -> None:
         """Note that these of a plan's requests are about to be sent as the batch `token`."""
         with self._ledger.transaction() as database:
@@ -187,11 +194,12 @@ class BatchBook:
             admitted = [
                 key
                 for part in _parts([key for key, _ in gone])
-                for (key,) in database.execute(
-                    "SELECT r.key FROM requests r JOIN batched b ON b.key = r.key AND b.token = ? "
+                for key, who in database.execute(
+                    "SELECT r.key, r.owner FROM requests r JOIN batched b ON b.key = r.key AND b.token = ? "
                     f"WHERE r.sent_at >= b.planned_at AND r.key IN ({', '.join('?' * len(part))})",
                     (token, *part),
                 )
+                if who in ("", self._owner) or not is_alive(who)  # another process that lives has asked it by itself
             ]
             _refuse(database, admitted)
             database.executemany("DELETE FROM batched WHERE key = ? AND token = ?", gone)

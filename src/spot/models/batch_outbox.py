@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from spot.errors import StoppedEarly
-from spot.models.base import Gate, NoMore, Request
+from spot.models.base import Gate, NoMore, Reply, Request
 from spot.schema import Sampling
 
 WINDOW = 256
@@ -44,12 +44,14 @@ class Outbox:
         self.ended = False
         self.error: Exception | None = None
         self.too_large: list[Job] = []
+        self.served: list[tuple[Job, Reply]] = []
+        """Those that the gate had a reply for."""
         self._gate = gate
         self._sampling = sampling
         self._write = write
         self._grace = grace
         self._fresh: deque[Job] = deque()
-        self._admitting: dict[asyncio.Task[None], Job] = {}
+        self._admitting: dict[asyncio.Task[Reply | None], Job] = {}
         self._admitted: list[Job] = []
         self._size = 0
 
@@ -93,8 +95,13 @@ class Outbox:
         for task, job in self._admitting.items():
             if task.cancel():
                 doubtful.append(job)
-        await asyncio.gather(*self._admitting, return_exceptions=True)
-        passed = [job for task, job in self._admitting.items() if not task.cancelled() and task.exception() is None]
+        replies = await asyncio.gather(*self._admitting, return_exceptions=True)
+        passed: list[Job] = []
+        for job, reply in zip(self._admitting.values(), replies, strict=True):
+            if isinstance(reply, Reply):
+                self.served.append((job, reply))
+            elif reply is None:
+                passed.append(job)
         self._admitting.clear()
         return self._admitted + passed, [job for job in doubtful if job not in passed]
 
@@ -113,19 +120,22 @@ class Outbox:
             self._size += len(job.line)
             self._admitting[asyncio.ensure_future(self._admit(job.request))] = job
 
-    async def _admit(self, request: Request) -> None:
-        if self._gate is not None:
-            await self._gate.admit(request, self._sampling)
+    async def _admit(self, request: Request) -> Reply | None:
+        return None if self._gate is None else await self._gate.admit(request, self._sampling)
 
-    def _pass(self, task: asyncio.Task[None], file: IO[bytes]) -> None:
+    def _pass(self, task: asyncio.Task[Reply | None], file: IO[bytes]) -> None:
         try:
-            task.result()
+            reply = task.result()
         except NoMore:
             self.end(None)
         except StoppedEarly as error:
             self.end(error)
         else:
             job = self._admitting.pop(task)
-            file.write(job.line)
+            if reply is not None:
+                self.served.append((job, reply))
+                self._size -= len(job.line)
+            else:
+                file.write(job.line)
+                self._admitted.append(job)
             job.line = b""
-            self._admitted.append(job)

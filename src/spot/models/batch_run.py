@@ -86,6 +86,8 @@ class Run:
                 pause = self._terms.waits.first
             if self._outbox.too_large:
                 yield self._too_large()
+            if served := self._served():
+                yield served
             if not self._running:
                 break
             ended = False
@@ -111,6 +113,7 @@ class Run:
         unsent, doubtful = await self._outbox.close()
         for job in unsent:
             self._gate_is_done(job)
+        self._served()
         self._book.void(self._plan, keep=[job.key for job in doubtful])
         self._book.release()
 
@@ -319,6 +322,12 @@ class Run:
             Reply(job.request.id, "", "error", error=f"{len(job.line):,} bytes are more than a batch may hold")
             for job in jobs
         ]
+
+    def _served(self) -> list[Reply]:
+        """What need not be sent; it is in no plan any more, whose tries are this process's own."""
+        served, self._outbox.served = self._outbox.served, []
+        self._book.unplan(self._plan, [job.key for job, _ in served])
+        return [reply for _, reply in served]
 
     def _gate_is_done(self, job: Job) -> None:
         if self._gate is not None:

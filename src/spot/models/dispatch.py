@@ -258,8 +258,12 @@ class Run:
         try:
             if self.ended:  # after this was put in line, before its turn came
                 return
-            if self._gate is not None and not await self._admitted(self._gate, flight):
-                return
+            if self._gate is not None:
+                admitted = await self._admitted(self._gate, flight)
+                if isinstance(admitted, Reply):
+                    flight.done = self._done(flight.job, admitted)
+                if admitted is not True:
+                    return
             try:
                 outcome = await self._send(flight.server, request)
             except BaseException:
@@ -280,18 +284,19 @@ class Run:
         self._arrived.set()
         self._pool.wake()
 
-    async def _admitted(self, gate: Gate, flight: _Flight) -> bool:
+    async def _admitted(self, gate: Gate, flight: _Flight) -> Reply | bool:
+        """Whether to send a try, or the reply that the gate has for it."""
         flight.admitting = True
         try:
-            await gate.admit(flight.job.request, self._sampling)
+            reply = await gate.admit(flight.job.request, self._sampling)
         except NoMore:
             self.end(None)
             return False
         finally:
             flight.admitting = False
-        if self.ended:
+        if reply is None and self.ended:
             self._tell(flight.job.request, False)
-        return not self.ended
+        return reply or not self.ended
 
     def _tell(self, request: Request, charged: bool | None) -> None:
         if self._gate is not None:

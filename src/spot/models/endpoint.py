@@ -32,7 +32,9 @@ from spot.schema import Sampling
 
 __all__ = ["PATIENCE", "EndpointModel", "RetryPolicy", "checked_base_url", "checked_base_urls", "read_key"]
 
-OMITTABLE = frozenset({"temperature", "top_p", "max_tokens", "seed"})
+OMITTABLE = frozenset({"temperature", "top_p", "seed"})
+RESERVED = frozenset({"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens"})
+"""What `extra_body` may not set: what is read of a reply, and how much it can cost, hang on these."""
 
 LANE = 8
 """Tries that share one connection pool: every request walks its whole pool, which is slow where that is hundreds."""
@@ -46,9 +48,9 @@ class EndpointModel:
     `concurrency` is the most requests in flight, those included that came back and are not yet taken from `generate`;
     how many are is found out (see `pace`). `connect_timeout` and `timeout` are the most seconds that connecting and
     the whole of one try may take. `extra_body` is merged into every request; `omit` leaves out fields that a server
-    refuses (of `temperature`, `top_p`, `max_tokens`, `seed`). `requests_per_minute` and `tokens_per_minute` are caps
-    over all URLs together. `gate` is asked before every try. A model may serve several `generate` at once, in one
-    event loop.
+    refuses (of `temperature`, `top_p`, `seed`), and `tokens_field` is what it calls the most tokens of a reply.
+    `requests_per_minute` and `tokens_per_minute` are caps over all URLs together. `gate` is asked before every try. A
+    model may serve several `generate` at once, in one event loop.
 
     Raises `UserError` for a malformed URL, a missing key or wrong arguments, before anything is sent.
     """
@@ -64,6 +66,7 @@ class EndpointModel:
         connect_timeout: float = 10.0,
         extra_body: Mapping[str, Any] | None = None,
         omit: Sequence[str] = (),
+        tokens_field: str = "max_tokens",
         retry: RetryPolicy | None = None,
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
@@ -77,11 +80,15 @@ class EndpointModel:
                 raise UserError(f"endpoint: {name} ({value}) must be above 0")
         if unknown := set(omit) - OMITTABLE:
             raise UserError(f"endpoint: cannot omit {sorted(unknown)[0]!r}; only {', '.join(sorted(OMITTABLE))}")
+        if taken := RESERVED & set(extra_body or {}):
+            raise UserError(
+                f"extra_body: {sorted(taken)[0]!r} cannot be set there; max_new_tokens is the limit of a reply, and "
+                "tokens_field what the server calls it"
+            )
         self.name = model
         self.base_urls = checked_base_urls(base_url)
         self.api_key_env = api_key_env
-        self.extra_body = dict(extra_body or {})
-        self.omit = frozenset(omit)
+        self.fields = wire.Fields(frozenset(omit), dict(extra_body or {}), tokens_field)
         self.gate = gate
         self._key = read_key(api_key_env)
         self._connect_timeout = min(connect_timeout, timeout)
@@ -98,7 +105,9 @@ class EndpointModel:
     def fingerprint(self) -> str:
         """What, beside messages and sampling, decides the replies; part of the key under which a reply is kept."""
         where = self.base_urls[0] if len(self.base_urls) == 1 else sorted(self.base_urls)
-        return json.dumps([where, self.name, self.extra_body, sorted(self.omit)], sort_keys=True)
+        fields = self.fields
+        decides: list[Any] = [where, self.name, fields.extra, sorted(fields.omit)]
+        return json.dumps(decides if fields.tokens == "max_tokens" else [*decides, fields.tokens], sort_keys=True)
 
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
@@ -154,9 +163,7 @@ class EndpointModel:
                     response = await client.post(
                         "/chat/completions",
                         cast_to=httpx2.Response,
-                        content=wire.body(
-                            self.name, request, wire.fields(request, sampling, self.omit, self.extra_body)
-                        ),
+                        content=wire.body(self.name, request, self.fields.of(request, sampling)),
                     )
             reply = wire.read_completion(request.id, response.content)
         except openai.APIStatusError as error:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spot.errors import UserError
 from spot.models.base import Reply, Usage
@@ -98,6 +98,9 @@ class Replied:
 
 
 Operation = Admit | Refused | Replied
+Answer = Literal["done", "no_room", "on_record", "elsewhere", "in_batch"]
+"""What became of an operation. An `Admit` is let out (`done`), or not: the account has no room for it, its reply is
+there already, another process that lives is asking the same, or a batch that was submitted holds it."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +118,21 @@ class Line:
 
 
 class Ledger:
-    """The ledger at `path`, made at its first use where there is none.
+    """The ledger at `path`, made at its first use where there is none; with `read_only` there must be one.
 
     Raises `UserError` where the file is no ledger, cannot be written, or the disk is full.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._read_only = read_only
         self._owner = owner()
         self._turn = threading.Lock()
 
     @cached_property
     def _database(self) -> sqlite3.Connection:
+        if self._read_only:
+            return self._to_read()
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Writes come from whichever thread has the turn, one at a time.
@@ -135,6 +141,15 @@ class Ledger:
             database.execute("PRAGMA synchronous=FULL")
             database.executescript(_SCHEMA)
         return database
+
+    def _to_read(self) -> sqlite3.Connection:
+        with self._errors():
+            # What nobody has open and nobody may write to beside has no log to look into.
+            alone = (
+                not os.access(self.path.parent, os.W_OK) and not self.path.with_name(f"{self.path.name}-wal").exists()
+            )
+            address = f"{self.path.resolve().as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
+            return sqlite3.connect(address, uri=True, timeout=60, isolation_level=None)
 
     def __enter__(self) -> "Ledger":
         return self
@@ -148,8 +163,8 @@ class Ledger:
             self._database.close()
             del self._database
 
-    def apply(self, operations: Sequence[Operation]) -> list[bool]:
-        """Commit all `operations` at once; false for each `Admit` that the account has no room for."""
+    def apply(self, operations: Sequence[Operation]) -> list[Answer]:
+        """Commit all `operations` at once; says what became of each."""
         with self.transaction():
             return [self._apply(operation) for operation in operations]
 
@@ -166,19 +181,21 @@ class Ledger:
                     self._database.execute("ROLLBACK")
                 raise
 
-    def _apply(self, operation: Operation) -> bool:
+    def _apply(self, operation: Operation) -> Answer:
         if isinstance(operation, Admit):
             return self._admit(operation.entry, operation.max_cost)
         if isinstance(operation, Refused):
             self._refused(operation)
         else:
             self._replied(operation)
-        return True
+        return "done"
 
-    def _admit(self, entry: Entry, max_cost: float | None) -> bool:
+    def _admit(self, entry: Entry, max_cost: float | None) -> Answer:
+        if (taken := self._taken(entry.key)) is not None:
+            return taken
         spent, open_ = self._database.execute("SELECT spent, open FROM account").fetchone()
         if max_cost is not None and spent + open_ + entry.worst > max_cost:
-            return False
+            return "no_room"
         # What is open of an earlier go was reserved at the prices of then.
         self._database.execute(
             "UPDATE account SET open = open + COALESCE((SELECT (? - worst) * (sends - refused - replied) FROM requests "
@@ -196,7 +213,37 @@ class Ledger:
             ),
         )
         self._database.execute("UPDATE account SET open = open + ?", (entry.worst,))
-        return True
+        return "done"
+
+    def _taken(self, key: str) -> Answer | None:
+        """Why a request need not be sent; it is asked in the transaction that lets it out, so no two are let out."""
+        row = self._database.execute(
+            "SELECT replied > 0, sends > refused + replied, owner, sent_at FROM requests WHERE key = ?", (key,)
+        ).fetchone()
+        if row is None:
+            return None
+        replied, is_open, who, sent_at = row
+        if replied:
+            return "on_record"
+        if not is_open:
+            return None
+        if self.batches([key]):
+            return "in_batch"
+        return "elsewhere" if who not in ("", self._owner) and is_alive(who, time.time() - sent_at) else None
+
+    def batches(self, keys: Sequence[str]) -> list[str]:
+        """The provider's names of batches that hold any of `keys` and are not collected; a file's where that is all
+        that is known."""
+        with self._errors():
+            tables = self._database.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'batched'").fetchone()
+            if not tables[0]:
+                return []
+            rows = self._database.execute(
+                "SELECT DISTINCT COALESCE(batch_id, file_id) FROM batched JOIN batches USING (token) WHERE outcome = "
+                f"'open' AND file_id IS NOT NULL AND state != 'planned' AND key IN ({', '.join('?' * len(keys))})",
+                list(keys),
+            )
+            return [name for (name,) in rows]
 
     def _refused(self, operation: Refused) -> None:
         if operation.charged is not False:
@@ -233,7 +280,7 @@ class Ledger:
     def replies(self, ids_by_key: dict[str, str]) -> Iterator[list[Reply]]:
         """What is on record under these keys, in groups, each under the request id that is asked now.
 
-        Errors that cost nothing are not given: those are asked again.
+        Errors that cost nothing are not there: those are asked again.
         """
         keys = list(ids_by_key)
         for first in range(0, len(keys), _BATCH):

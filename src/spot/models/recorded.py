@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from spot.errors import StoppedEarly
-from spot.models.base import Model, Reply, Request, request_key
-from spot.models.ledger import Admit, Entry, Ledger, Operation, Prices, Refused, Replied
+from spot.errors import StoppedEarly, UserError
+from spot.models.base import Model, NoMore, Reply, Request, request_key
+from spot.models.ledger import Admit, Answer, Entry, Ledger, Operation, Prices, Refused, Replied
 from spot.schema import Sampling, as_dicts
 
 TEMPLATE_TOKENS = 64
@@ -52,6 +52,11 @@ class RecordedModel:
         self._max_cost = max_cost
 
     @property
+    def gated(self) -> bool:
+        """Whether every request is let out by itself, so that no more are sent than `turnstile` wants."""
+        return hasattr(self._model, "gate")
+
+    @property
     def fingerprint(self) -> str:
         """What, beside messages and sampling, decides the replies."""
         return str(getattr(self._model, "fingerprint", self._model.name))
@@ -64,9 +69,12 @@ class RecordedModel:
         key_of = {id: request_key(self.fingerprint, request, sampling) for id, request in by_id.items()}
         open_ = {key: id for id, key in key_of.items() if id not in done}
         answered = set(done)
-        for group in self._ledger.replies(open_):
-            answered.update(reply.id for reply in group)
-            yield group
+        try:
+            async for group in self._on_record(open_, by_id):
+                answered.update(reply.id for reply in group)
+                yield group
+        except NoMore:
+            return
         gate = _LedgerGate(self, key_of, sampling)
         try:
             # All requests are passed, because a local model forms its batches over the whole list.
@@ -74,6 +82,16 @@ class RecordedModel:
                 yield group
         finally:
             await gate.close()
+
+    async def _on_record(self, ids_by_key: dict[str, str], by_id: dict[str, Request]) -> AsyncIterator[list[Reply]]:
+        """What was asked before. It is free, and yet no more of it is taken than is wanted."""
+        for group in self._ledger.replies(ids_by_key):
+            if self.turnstile is None or not self.gated:
+                yield group
+                continue
+            for reply in group:
+                await self.turnstile.enter(by_id[reply.id])
+                yield [reply]
 
     async def _asked(
         self, gate: "_LedgerGate", requests: Sequence[Request], sampling: Sampling, answered: set[str]
@@ -87,6 +105,7 @@ class RecordedModel:
                 async for replies in self._sent(gate, requests, sampling, frozenset(answered | elsewhere)):
                     answered.update(reply.id for reply in replies)
                     yield replies
+                elsewhere |= gate.skipped
             if not elsewhere:
                 return
             await asyncio.sleep(ELSEWHERE_EVERY)
@@ -98,13 +117,12 @@ class RecordedModel:
         self, gate: "_LedgerGate", requests: Sequence[Request], sampling: Sampling, done: frozenset[str]
     ) -> AsyncIterator[list[Reply]]:
         sends: Any = self._model
-        has_gate = hasattr(sends, "gate")
-        if has_gate:
+        if self.gated:
             sends.gate = gate
         else:
             # A model in process: what it costs is time, but its replies are on record like any other.
             await gate.admit_all([request for request in requests if request.id not in done])
-        replies = self._model.generate(requests, sampling, done)
+        replies = self._model.generate(requests, sampling, done | gate.skipped)
         try:
             async for group in replies:
                 await gate.replied(group)
@@ -113,7 +131,7 @@ class RecordedModel:
             close = getattr(replies, "aclose", None)
             if close is not None:
                 await close()
-            if has_gate:
+            if self.gated:
                 sends.gate = None
 
     def entry(self, request: Request, sampling: Sampling, key: str) -> Entry:
@@ -161,39 +179,69 @@ class _LedgerGate:
         self.key_of = key_of
         self._model = model
         self._sampling = sampling
-        self._waiting: list[tuple[Operation, asyncio.Future[bool]]] = []
+        self.skipped: frozenset[str] = frozenset()
+        """Requests of a model in process that another process has asked since they were looked for."""
+        self._served: set[str] = set()  # answered from the record here
+        self._waiting: list[tuple[Operation, asyncio.Future[Answer]]] = []
         self._committing: asyncio.Task[None] | None = None
         self._open = 0  # tries let out, or about to be, whose end is not committed yet
         self._changed = asyncio.Event()
 
-    async def admit(self, request: Request, sampling: Sampling) -> None:  # noqa: ARG002 (it is this call's)
-        """Commit the try; waits for room in the account while something is on its way."""
+    async def admit(self, request: Request, sampling: Sampling) -> Reply | None:  # noqa: ARG002 (it is this call's)
+        """Commit the try; waits for room in the account while something is on its way, and for another process that
+        asks the same, whose reply is given."""
         if self._model.turnstile is not None:
             await self._model.turnstile.enter(request)
         key = self.key_of[request.id]
         operation = Admit(self._model.entry(request, self._sampling, key), self._model.max_cost)
-        while not await self._let_out(operation):
-            if not self._open:
+        while (answer := await self._let_out(operation)) != "done":
+            if answer == "on_record":
+                self._served.add(request.id)
+                [[reply]] = self._model.ledger.replies({key: request.id})
+                return reply
+            if answer == "elsewhere":
+                await asyncio.sleep(ELSEWHERE_EVERY)
+            elif answer == "in_batch":
+                raise self._in_batch()
+            elif self._open:
+                await self._changed.wait()
+            else:
                 self._tell()  # those who wait for what was open
-                spent, open_ = self._model.ledger.spent()
-                raise StoppedEarly(
-                    f"max_cost: ${spent:.2f} are spent, up to ${open_:.2f} may be, and the next request could cost "
-                    f"${operation.entry.worst:.2f}, which is more than ${self._model.max_cost:g} allow; raise it and "
-                    "run the same command again, it goes on from here"
-                )
-            await self._changed.wait()
+                raise self._no_room(operation.entry.worst)
+        return None
 
-    async def _let_out(self, operation: Admit) -> bool:
+    def _no_room(self, worst: float) -> StoppedEarly:
+        spent, open_ = self._model.ledger.spent()
+        return StoppedEarly(
+            f"max_cost: ${spent:.2f} are spent, up to ${open_:.2f} may be, and the next request could cost "
+            f"${worst:.2f}, which is more than ${self._model.max_cost:g} allow; raise it and run the same command "
+            "again, it goes on from here"
+        )
+
+    def _in_batch(self) -> UserError:
+        keys = list(self.key_of.values())
+        names = sorted(
+            {name for i in range(0, len(keys), 500) for name in self._model.ledger.batches(keys[i : i + 500])}
+        )
+        return UserError(
+            f"batch {', '.join(names)} holds requests that are asked for here, and is not collected; collect it, or "
+            "give it up, in batch mode first (rectify.batch=true), or they would be paid for twice"
+        )
+
+    async def _let_out(self, operation: Admit) -> Answer:
         self._open += 1
-        admitted = await self._enqueue(operation)
-        self._open -= not admitted
-        return admitted
+        answer = await self._enqueue(operation)
+        self._open -= answer != "done"
+        return answer
 
     async def admit_all(self, requests: Sequence[Request]) -> None:
         """Commit many requests of a model in process at once; they cost nothing."""
         entries = [self._model.entry(request, self._sampling, self.key_of[request.id]) for request in requests]
-        await asyncio.to_thread(
+        answers = await asyncio.to_thread(
             self._model.ledger.apply, [Admit(replace(entry, worst=0.0), max_cost=None) for entry in entries]
+        )
+        self.skipped = frozenset(
+            request.id for request, answer in zip(requests, answers, strict=True) if answer != "done"
         )
 
     def refused(self, request: Request, charged: bool | None) -> None:
@@ -202,7 +250,11 @@ class _LedgerGate:
 
     async def replied(self, replies: Sequence[Reply]) -> None:
         """Commit replies. Of an error without usage no try was answered: `refused` has booked them all."""
-        answers = [reply for reply in replies if reply.finish_reason != "error" or reply.usage is not None]
+        answers = [
+            reply
+            for reply in replies
+            if reply.id not in self._served and (reply.finish_reason != "error" or reply.usage is not None)
+        ]
         await asyncio.gather(*(self._enqueue(self._model.operation(self.key_of[reply.id], reply)) for reply in answers))
         for _ in answers:
             self._settled()
@@ -215,8 +267,8 @@ class _LedgerGate:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _enqueue(self, operation: Operation) -> asyncio.Future[bool]:
-        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    def _enqueue(self, operation: Operation) -> asyncio.Future[Answer]:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((operation, future))
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._drain())

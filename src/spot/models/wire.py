@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from spot.models.base import Reply, Request, Usage
@@ -40,16 +40,24 @@ class Rejected:
     why: str
 
 
-def fields(request: Request, sampling: Sampling, omit: Collection[str], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """A request's fields beside model and messages, the same by every interface."""
-    sent: dict[str, Any] = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_tokens": sampling.max_new_tokens,
-        # 31 bits: servers keep seeds in signed integers of 32 or 64.
-        "seed": request.seed & 0x7FFFFFFF,
-    }
-    return {name: value for name, value in sent.items() if name not in omit} | dict(extra)
+@dataclass(frozen=True)
+class Fields:
+    """What requests have beside model and messages, the same by every interface: see `EndpointModel`."""
+
+    omit: Collection[str] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tokens: str = "max_tokens"
+
+    def of(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        """Those of one request."""
+        sent: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            self.tokens: sampling.max_new_tokens,
+            # 31 bits: servers keep seeds in signed integers of 32 or 64.
+            "seed": request.seed & 0x7FFFFFFF,
+        }
+        return {name: value for name, value in sent.items() if name not in self.omit} | dict(self.extra)
 
 
 def body(model: str, request: Request, fields: Mapping[str, Any]) -> bytes:

@@ -94,6 +94,18 @@ class ModelOracle:
 
     async def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
         """Corrections in groups as they come; what has to be asked again is asked once all have been asked."""
+        if self.target is None or getattr(self._model, "gated", False):
+            async for corrections in self._corrected(failures):
+                yield corrections
+            return
+        # Nobody lets the requests of a model in process out one by one: it gets as many failures as pairs are missing.
+        rest = list(failures)
+        while rest and (missing := self.target.missing):
+            async for corrections in self._corrected(rest[:missing]):
+                yield corrections
+            del rest[:missing]
+
+    async def _corrected(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
         # Candidate by candidate, but where so many pairs are wanted: there a failure has all its chances while it is on
         # its way.
         asked_about = [(failure, n) for n in range(self.candidates) for failure in failures]
@@ -132,6 +144,10 @@ class ModelOracle:
     def first(self, failure: Failure, candidate: int) -> _Asking:
         """What is asked first about a failure."""
         return self._asking(failure, candidate, number=0, rounds=0)
+
+    def identity(self, failure: Failure, candidate: int) -> str:
+        """16 hex digits of a hash of what is asked first and how; not of where, since servers move."""
+        return request_key(self._model.name, self.first(failure, candidate).request, self._sampling)[:16]
 
     def _asking(self, failure: Failure, candidate: int, number: int, rounds: int) -> _Asking:
         attempt = failure.attempt

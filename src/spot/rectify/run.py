@@ -1,8 +1,9 @@
 """Failures in, judged corrections out: every one is verified, whatever its Oracle claims, and every one is recorded."""
 
 import asyncio
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from spot.errors import UserError
@@ -21,8 +22,12 @@ Within = Callable[[str, str], bool]
 NOT_ANSWERED = ("no_reply", "no_correction")
 
 
-def stored(output: Path, attempt_ids: Collection[str], oracle: Oracle) -> list[Rectification]:
-    """What `output` holds already. Failures that got no reply are taken out of it: they are asked again."""
+def stored(output: Path, failures: Mapping[str, Failure], oracle: Oracle) -> list[Rectification]:
+    """What `output` holds already of corrections of `failures`, which are by the attempt's id.
+
+    Failures that got no reply are taken out of it: they are asked again. Raises `UserError` where a row is of another
+    Oracle, or answers what would be asked otherwise now.
+    """
     if output.suffix == ".parquet":
         raise UserError(f"{output}: corrections are appended as they come, which Parquet cannot do; name a .jsonl file")
     if not output.exists():
@@ -30,13 +35,25 @@ def stored(output: Path, attempt_ids: Collection[str], oracle: Oracle) -> list[R
     repair(output)
     rows = read_rows(output, Rectification)
     for row in rows:
-        if row.attempt_id not in attempt_ids or (row.oracle, row.mode) != (oracle.name, oracle.mode):
+        failure, what = failures.get(row.attempt_id), ""
+        if failure is None or (row.oracle, row.mode) != (oracle.name, oracle.mode):
             what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r} ({row.mode}), which is not asked for here"
+        elif row.asked != asked(oracle, failure, row.candidate):
+            what = "answers something else than would be asked now: the attempt, the prompt or the sampling is another"
+        if what:
             raise UserError(f"{output}: row {row.id!r} {what}; name another file, or delete this one to start over")
     answered = [row for row in rows if row.reason not in NOT_ANSWERED]
     if len(answered) < len(rows):
         write_rows(output, answered)
     return answered
+
+
+def asked(oracle: Oracle, failure: Failure, candidate: int) -> str:
+    """What tells the correction of a failure from one of another answer, or asked for in other words."""
+    if isinstance(oracle, ModelOracle):
+        return oracle.identity(failure, candidate)
+    material = (failure.attempt.response, failure.problem.answer)
+    return hashlib.sha256(repr(material).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 async def rectify(
@@ -131,6 +148,7 @@ def _judged(failure: Failure, correction: Correction, oracle: Oracle, verifier: 
         candidate=correction.candidate,
         prompt_version=correction.prompt_version,
         ledger_key=correction.ledger_key,
+        asked=asked(oracle, failure, correction.candidate),
         response=text,
         verdict=verdict,
         accepted=not reason,

@@ -5,7 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spot.audit.summary import AuditSummary, Divergence, LikelihoodSummary, Spread, StepSummary, pairs_hash, read_audit
+from spot.audit.summary import (
+    Agreement,
+    AuditSummary,
+    Divergence,
+    Estimate,
+    JudgeSummary,
+    LikelihoodSummary,
+    Spread,
+    StepSummary,
+    pairs_hash,
+    read_audit,
+)
 from spot.report import prose
 from spot.report.audit_figures import audit_drawings
 from spot.report.figures import Drawing
@@ -130,16 +141,61 @@ def _small(value: float) -> str:
 
 
 def _step_facts(summary: AuditSummary) -> Iterator[Fact]:
-    steps = summary.steps
+    steps, judge = summary.steps, summary.judge
     if steps is None:
         yield Fact("errors newly introduced", NOT_MEASURED, summary.not_measured["steps"])
+        yield from _judge_facts(judge)
         return
-    of = f"of {prose.whole(steps.kept + steps.new)} right steps"
+    of = f"of {prose.whole(steps.kept + steps.new)} right steps{' from the first edit on' if judge else ''}"
     kinds = ", ".join(f"{error.kind} {prose.whole(error.count)}" for error in steps.kinds[:3])
     more = f", {len(steps.kinds) - 3} more kinds" if len(steps.kinds) > 3 else ""
     detail = f"{of}, in {prose.plural(steps.pairs_with_new, 'pair')}: {kinds}{more}" if steps.new else of
-    yield Fact("errors newly introduced", prose.whole(steps.new), detail, bool(steps.new))
+    mistaken = judge.agreement.false_alarms if judge and judge.agreement else None
+    if mistaken is None:
+        yield Fact("errors newly introduced", prose.whole(steps.new), detail, bool(steps.new))
+    else:
+        # What a judge calls wrong by mistake it mostly calls so in one of the two answers.
+        alone, low, high = ((steps.kept + steps.new) * share for share in (mistaken.value, mistaken.low, mistaken.high))
+        detail += f"; its mistakes alone would give about {alone:.0f} ({low:.0f} to {high:.0f})"
+        yield Fact("errors newly introduced", prose.whole(steps.new), detail, steps.new > high)
     yield Fact("errors mended, left", f"{prose.whole(steps.fixed)}, {prose.whole(steps.left)}", "steps")
+    yield from _judge_facts(judge)
+
+
+def _judge_facts(judge: JudgeSummary | None) -> Iterator[Fact]:
+    """How far the judge model behind the steps is to be believed, and what it has not judged."""
+    if judge is None:
+        return
+    yield Fact("judge", prose.whole(judge.pairs), f"pairs judged by {judge.model}, prompt {judge.prompt_version}")
+    if judge.unjudged:
+        reasons = ", ".join(f"{prose.reason_title(reason)} {prose.whole(n)}" for reason, n in judge.unjudged.items())
+        yield Fact("pairs not judged", prose.whole(sum(judge.unjudged.values())), reasons, True)
+    if judge.agreement is not None:
+        yield from _agreement_facts(judge.agreement)
+
+
+def _agreement_facts(found: Agreement) -> Iterator[Fact]:
+    """A judge against labels, each number with its 95% interval."""
+    on = f"on {prose.plural(found.steps, 'labelled step')} of {prose.plural(found.rows, 'row')}"
+    unjudged = f"; {prose.plural(found.unjudged, 'row')} not judged" if found.unjudged else ""
+    yield _share("judge agrees with labels", found.accuracy, on + unjudged)
+    if found.recall is not None:
+        yield _share("finds of the wrong steps", found.recall, f"of {prose.whole(found.wrong)}")
+    if found.precision is not None:
+        yield _share("wrong of those it calls so", found.precision, "")
+    if found.false_alarms is not None:
+        right = prose.whole(found.steps - found.wrong)
+        yield _share("calls wrong of the right", found.false_alarms, f"of {right}")
+    if found.kappa is not None:
+        low, high = (f"{value:.2f}".replace("-", prose.MINUS) for value in (found.kappa.low, found.kappa.high))
+        kind = "" if found.same_kind is None else f"; same kind of error in {prose.percent(found.same_kind)}"
+        value = f"{found.kappa.value:.2f}".replace("-", prose.MINUS)
+        yield Fact("agreement, kappa", value, f"{low} to {high}{kind}", found.kappa.low <= 0)
+
+
+def _share(label: str, found: Estimate, detail: str) -> Fact:
+    bounds = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+    return Fact(label, prose.percent(found.value), f"{bounds}{detail and ', '}{detail}")
 
 
 def _style_facts(summary: AuditSummary) -> Iterator[Fact]:

@@ -10,6 +10,7 @@ from spot.errors import RunFailed, UserError
 from spot.schema import Dropped
 from spot.train.config import SpotConfig
 from spot.train.logps import TOLERANCE, accepts_batches, head_difference, training_difference
+from spot.train.objective import CHOSEN_ONLY
 from spot.train.rows import as_preferences
 from spot.train.tokenize import Preference, TokenizedPair, tokenize_pairs
 
@@ -33,9 +34,21 @@ def tokenized(
 
 
 def check_pairs(num_train: int, pairs: list[TokenizedPair], args: SpotConfig) -> None:
-    """Raise `UserError` where the `num_train` first pairs are none, or one exceeds the token budget in any case."""
+    """Raise `UserError` where the `num_train` first pairs are none, one exceeds the token budget in any case, or one
+    has no rejected answer where others have, or the objective needs it."""
     if not num_train:
         raise UserError("train_dataset: no pair came")
+    alone = next((pair for pair in pairs if not pair.rejected_ids), None)
+    both = next((pair for pair in pairs if pair.rejected_ids), None)
+    if alone is not None and both is not None:
+        raise UserError(
+            f"row {alone.id!r} has no rejected answer and row {both.id!r} has one; train on one kind of rows"
+        )
+    if alone is not None and args.objective.trains_rejected:
+        raise UserError(
+            f"row {alone.id!r} has no rejected answer, which loss_type {' '.join(args.loss_type)} needs; rows of "
+            f"prompt and completion train with {', '.join(CHOSEN_ONLY)}"
+        )
     check_budget(pairs, [pair.num_distinct for pair in pairs], args)
 
 

@@ -49,7 +49,9 @@ class ScriptArguments:
     )
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Pairs as JSONL or Parquet with the columns prompt, chosen, rejected. Required."},
+        metadata={
+            "help": "JSONL or Parquet with prompt, chosen, rejected (or prompt, completion: the sft family). Required."
+        },
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Pairs to evaluate on during training, with --eval_strategy."}

@@ -136,10 +136,11 @@ def share_prefixes(model: "PreTrainedModel", pair: "TokenizedPair") -> str | Non
         return f"its layers are of kind {', '.join(sorted(windows))}"
     device = next(model.parameters()).device
     with torch.no_grad():
-        plain = score(model, pad([pair.prompt_ids] * 2, [pair.chosen_ids, pair.rejected_ids]).to(device))
+        answers = [pair.completion(side) for side in pair.sides]
+        plain = score(model, pad([pair.prompt_ids] * len(answers), answers).to(device))
         try:
             model.set_attn_implementation(SPOT_SHARED)
-            shared = score(model, pack([pair]).to(device))
+            shared = score(model, pack([pair], pair.sides).to(device))
         except torch.OutOfMemoryError:
             raise
             # An architecture may refuse in its own ways; the plain path is right for every one of them.
@@ -157,7 +158,7 @@ def share_prefixes(model: "PreTrainedModel", pair: "TokenizedPair") -> str | Non
 @torch.no_grad()
 def attention_heads(model: "PreTrainedModel", pair: "TokenizedPair") -> set[Heads]:
     """The kinds of attention calls that `model`, which shares prefixes, makes for `pair`."""
-    row = pack([pair]).to(next(model.parameters()).device)
+    row = pack([pair], pair.sides).to(next(model.parameters()).device)
     score(model, row)
     return row.heads
 

@@ -24,7 +24,7 @@ from spot.store import write_atomic
 from spot.train.logps import Scorer
 from spot.train.packing import shortest
 from spot.train.ranks import Ranks
-from spot.train.row import BOTH, Side
+from spot.train.row import Side
 from spot.train.tokenize import TokenizedPair
 
 if TYPE_CHECKING:
@@ -111,12 +111,13 @@ def compute_reference(
     lengths = torch.tensor([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs]).T.contiguous()
     flat = [torch.zeros(int(side.sum())) for side in lengths]
     answers = [values.split(side.tolist()) for values, side in zip(flat, lengths, strict=True)]
+    sides = pairs[0].sides
     for step in steps:
         step_pairs = [pairs[index] for index in step]
-        for row in scorer.plan(step_pairs, [BOTH], micro_batch_tokens, ranks.count)[ranks.rank]:
+        for row in scorer.plan(step_pairs, [sides], micro_batch_tokens, ranks.count)[ranks.rank]:
             indices = [step[position] for position in row or [shortest(step_pairs)]]
-            token_logps, mask = (tensor.cpu() for tensor in scorer([pairs[index] for index in indices]))
-            for side, number in enumerate(range(0, 2 * len(indices), len(indices)) if row else ()):
+            token_logps, mask = (tensor.cpu() for tensor in scorer([pairs[index] for index in indices], sides))
+            for side, number in enumerate(range(0, len(sides) * len(indices), len(indices)) if row else ()):
                 for place, index in enumerate(indices, start=number):
                     answers[side][index].copy_(token_logps[place][mask[place]])
     chosen, rejected = (ranks.gather(values) for values in flat)

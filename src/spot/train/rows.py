@@ -1,12 +1,12 @@
-"""Preference rows from TRL's format: the three columns are enough, whatever else a row holds is left alone."""
+"""Rows to train on in TRL's formats, preference or prompt-completion; what else a row holds is left alone."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, model_validator
 
 from spot.errors import UserError
 from spot.hub import HUB_NAME
@@ -22,21 +22,32 @@ class _Columns(Row):
     id: str | None = None
     prompt: Prompt
     chosen: Completion
-    rejected: Completion
+    rejected: Completion | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _completion_is_chosen(cls, row: Any) -> Any:
+        if not isinstance(row, dict) or "completion" not in row or {"chosen", "rejected"} & row.keys():
+            return row
+        columns = cast(dict[str, Any], row)
+        return {**columns, "chosen": columns["completion"], "rejected": None}
 
 
 @dataclass(frozen=True)
 class PreferenceRow:
-    """A row with its id; where it has none, its line in the file (blank lines count), or its row in a table, from 1."""
+    """A row with its id; where it has none, its line in the file (blank lines count), or its row in a table, from 1.
+
+    `rejected` is `None` in a row of prompt and completion, whose completion is `chosen`.
+    """
 
     id: str
     prompt: Prompt
     chosen: Completion
-    rejected: Completion
+    rejected: Completion | None
 
 
 def read_preferences(path: Path) -> list[PreferenceRow]:
-    """Read JSONL or Parquet with the columns `prompt`, `chosen`, `rejected` and perhaps `id`.
+    """Read JSONL or Parquet with the columns `prompt`, `chosen`, `rejected`, or `prompt`, `completion`; perhaps `id`.
 
     A name on the hub (owner/name) is read by `datasets`, its split `train`. Raises `UserError` naming file and line;
     also where there is no row at all.
@@ -46,7 +57,7 @@ def read_preferences(path: Path) -> list[PreferenceRow]:
     else:
         rows = [_named(row, number) for number, row in numbered_rows(path, _Columns)]
     if not rows:
-        raise UserError(f"{path}: no rows; the file must hold pairs with prompt, chosen and rejected")
+        raise UserError(f"{path}: no rows; the file must hold prompt, chosen and rejected, or prompt and completion")
     return rows
 
 

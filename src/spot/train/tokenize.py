@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from jinja2 import TemplateError
 
 from spot.errors import UserError
 from spot.schema import Dropped, Prompt, as_dicts, as_messages, text_of
+from spot.train.row import BOTH, Side
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,14 +40,17 @@ class Preference(Protocol):
         ...
 
     @property
-    def rejected(self) -> Prompt:
-        """The student's wrong answer, plain or as one assistant message."""
+    def rejected(self) -> Prompt | None:
+        """The student's wrong answer, plain or as one assistant message; `None` in a row of prompt and completion."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """One pair as token ids; `chosen_ids` and `rejected_ids` continue `prompt_ids` and end the turn."""
+    """One pair as token ids; `chosen_ids` and `rejected_ids` continue `prompt_ids` and end the turn.
+
+    Where there is no rejected answer, `rejected_ids` is empty.
+    """
 
     id: str
     prompt_ids: Sequence[int]
@@ -58,7 +62,12 @@ class TokenizedPair:
         """Tokens in the longer of the two sequences."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))
 
-    def completion(self, side: Literal["chosen", "rejected"]) -> Sequence[int]:
+    @property
+    def sides(self) -> Sequence[Side]:
+        """The answers that there are."""
+        return BOTH if self.rejected_ids else ("chosen",)
+
+    def completion(self, side: Side) -> Sequence[int]:
         """The answer of `side`."""
         return self.chosen_ids if side == "chosen" else self.rejected_ids
 
@@ -68,13 +77,15 @@ class TokenizedPair:
         both = zip(self.chosen_ids, self.rejected_ids, strict=False)
         return next(place for place, (chosen, rejected) in enumerate(both) if chosen != rejected)
 
-    def num_plain(self, side: Literal["chosen", "rejected"]) -> int:
+    def num_plain(self, side: Side) -> int:
         """Tokens that `side` alone has to run: all but its last, which is only ever predicted."""
         return len(self.prompt_ids) + len(self.completion(side)) - 1
 
     @property
     def num_distinct(self) -> int:
         """Tokens that the pair has to run: prompt and common beginning once."""
+        if not self.rejected_ids:
+            return self.num_plain("chosen")
         return self.num_plain("chosen") + len(self.rejected_ids) - 1 - self.num_common
 
 
@@ -109,16 +120,18 @@ def _tokenize(
     rows: list[Preference], tokenizer: "PreTrainedTokenizerBase", end_of_turn: int
 ) -> Iterator[TokenizedPair]:
     prompts = [_render(tokenizer, as_dicts(as_messages(row.prompt)), f"pair {row.id!r}", generate=True) for row in rows]
-    answers = [(_answer(row.id, "chosen", row.chosen), _answer(row.id, "rejected", row.rejected)) for row in rows]
+    answers = [_answer(row.id, "chosen", row.chosen) for row in rows]
+    wrong = ["" if row.rejected is None else _answer(row.id, "rejected", row.rejected) for row in rows]
     prompt_ids = _encode(tokenizer, prompts)
-    chosen_ids = _encode(tokenizer, [prompt + chosen for prompt, (chosen, _) in zip(prompts, answers, strict=True)])
-    rejected_ids = _encode(tokenizer, [prompt + wrong for prompt, (_, wrong) in zip(prompts, answers, strict=True)])
+    chosen_ids = _encode(tokenizer, list(map(str.__add__, prompts, answers)))
+    rejected_ids = _encode(tokenizer, list(map(str.__add__, prompts, wrong)))
     for row, prompt, chosen, rejected in zip(rows, prompt_ids, chosen_ids, rejected_ids, strict=True):
+        has_both = row.rejected is not None
         pair = TokenizedPair(
             id=row.id,
             prompt_ids=array("i", prompt),
             chosen_ids=_completion(row.id, "chosen", prompt, chosen, end_of_turn),
-            rejected_ids=_completion(row.id, "rejected", prompt, rejected, end_of_turn),
+            rejected_ids=_completion(row.id, "rejected", prompt, rejected, end_of_turn) if has_both else array("i"),
         )
         if pair.chosen_ids == pair.rejected_ids:
             raise UserError(f"pair {row.id!r}: chosen and rejected are the same; remove the row")

@@ -57,11 +57,12 @@ class SpotTrainer(Trainer):
     """Train a causal language model on surgical pairs.
 
     `model` is a directory, a hub name, `lab` or a loaded model (turned to fp32 in place, and of no other use after);
-    `train_dataset` are rows in TRL's preference format with explicit prompts, `eval_dataset` too. With `peft_config` a
-    new adapter is trained, and under `bf16` the weights below it keep their own precision. The reference is the model
-    as it is given, without an adapter. `dropped` lists the pairs that are left out for their length; `not_shared` says
-    why prefixes are not shared, `not_varlen` why a row's attention takes two calls a pair and not one in all, both
-    `None` where all is as fast as can be. Raises `UserError` on data that cannot be trained on.
+    `train_dataset` are rows in TRL's preference format with explicit prompts, or of prompt and completion where the
+    objective sees no rejected answers; `eval_dataset` too. With `peft_config` a new adapter is trained, and under
+    `bf16` the weights below it keep their own precision. The reference is the model as it is given, without an adapter.
+    `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not shared,
+    `not_varlen` why a row's attention takes two calls a pair and not one in all, both `None` where all is as fast as
+    can be. Raises `UserError` on data that cannot be trained on.
     """
 
     args: SpotConfig
@@ -83,6 +84,8 @@ class SpotTrainer(Trainer):
         check_student(student, args)
         # Pairs to evaluate on stand behind those to train on, so that one reference serves both.
         self.pairs, self.num_train, self.dropped = read_pairs(train_dataset, eval_dataset, tokenizer, args)
+        if not self.pairs[0].rejected_ids:
+            args.score_rejected = False  # there are none
         student = loaded(student, self.pairs)
         self.source_form = take_master_weights(student)
         self._student = student_hash(student)
@@ -100,7 +103,7 @@ class SpotTrainer(Trainer):
         check_sharding(self.accelerator, asked_for_fsdp=bool(args.fsdp))
         # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
         self.not_shared, self.not_varlen = set_scoring(student, shortest, args)
-        check_budget(self.pairs, [self._scorer.num_slots(pair) for pair in self.pairs], args)
+        check_budget(self.pairs, [self._scorer.num_slots(pair, pair.sides) for pair in self.pairs], args)
         if peft_config is not None and args.bf16:
             freeze_precision(student, self.source_form)
         accept_batches(student)

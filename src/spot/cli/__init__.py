@@ -1,0 +1,298 @@
+"""The `spot` command: parse, build, call. Heavy imports happen inside the commands, so that `spot --help` is quick."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spot import __version__
+from spot.cli.lab import lab
+from spot.cli.runs import runs
+from spot.cli.shared import (
+    AttemptsFile,
+    Model,
+    OnBadRow,
+    Output,
+    Overrides,
+    ProblemsFile,
+    new_console,
+    overridden,
+    record,
+    show_summary,
+)
+from spot.errors import Interrupted, StoppedEarly, plain_errors
+
+app = typer.Typer(
+    help="Surgical post-training: have a model's own errors corrected with minimal edits, and train on the pairs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use, 3 stopped early and resumable. Start with: spot demo",
+)
+
+
+def main() -> None:
+    """Run the command line; every error that is the user's to mend is one line and an exit code."""
+    for ending in (signal.SIGINT, signal.SIGTERM):  # the second is how Slurm, Kubernetes and timeout end a command
+        signal.signal(ending, _interrupted)
+    # Its retries of a hub that cannot be reached would print a page before our one line.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    with plain_errors():
+        app()
+
+
+def _interrupted(_: int, __: Any) -> None:
+    raise Interrupted
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
+@app.command("run", epilog="Example: spot run config.yaml train.learning_rate=2e-6 run.dir=runs/second")
+def run_command(
+    config: Annotated[Path, typer.Argument(help="The run's YAML config.")],
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete the run's files first.")] = False,
+    on_bad_row: OnBadRow = None,
+) -> None:
+    """Run elicit, rectify, filter, train, evaluate and report; a stopped run goes on where it was."""
+    from spot.config import load_config
+
+    overrides = [*(overrides or []), *([f"run.on_bad_row={on_bad_row}"] if on_bad_row else [])]
+    _run(load_config(config, overrides), overwrite, ["spot", "run", str(config), *overrides])
+
+
+@app.command("demo", epilog="Example: spot demo run.seed=1 run.dir=runs/demo-1")
+def demo_command(
+    overrides: Overrides = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete the run's files first.")] = False,
+) -> None:
+    """The whole loop on the bundled student, in about two minutes on a laptop."""
+    from spot.config import load_config
+
+    config = load_config(Path(__file__).parents[1] / "lab" / "demo.yaml", overrides or [])
+    _run(config, overwrite, ["spot", "demo", *(overrides or [])])
+
+
+def _run(config: Any, overwrite: bool, command: list[str]) -> None:
+    import shlex
+
+    from spot.pipeline import run
+
+    console = new_console()
+    show_summary(run(config, console, overwrite, shlex.join(command)), console)
+
+
+@app.command("elicit", epilog="Example: spot elicit --model lab --problems problems.jsonl --output attempts.jsonl")
+def elicit_command(
+    model: Model, problems: ProblemsFile, output: Output, overrides: Overrides = None, on_bad_row: OnBadRow = None
+) -> None:
+    """Ask the student every problem and verify its answers."""
+    from spot import stages
+    from spot.opening import open_model, open_verifier
+    from spot.schema import Dropped
+    from spot.store import locked
+
+    raw = {"student": {"model": model}, "problems": {"source": str(problems)}}
+    keys = ("student", "problems.verifier", "problems.answer_pattern", "elicit", "run.seed")
+    config = overridden(raw, overrides, keys, on_bad_row)
+    dropped: list[Dropped] = []
+    asked = stages.load_problems(config.problems, config.run.seed, config.run.on_bad_row, dropped)
+    student = None if config.elicit.attempts else open_model(config.student)
+    with locked(output):
+        attempts = stages.elicit(
+            asked,
+            student,
+            config.elicit,
+            open_verifier(config.problems),
+            config.run.seed,
+            output,
+            console := new_console(),
+            config.run.on_bad_row,
+            dropped,
+        )
+        told = record(dropped, output)
+    console.print(f"{output}: {stages.tally(attempts)}{told}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    "rectify",
+    epilog="Example: spot rectify --problems p.jsonl --attempts a.jsonl --output r.jsonl rectify.model=NAME "
+    "rectify.base_url=https://host/v1 rectify.api_key_env=MY_KEY",
+)
+def rectify_command(
+    problems: ProblemsFile,
+    attempts: AttemptsFile,
+    output: Output,
+    overrides: Overrides = None,
+    on_bad_row: OnBadRow = None,
+    mode: Annotated[str | None, typer.Option(metavar="rewrite|patch|continue", help="How the model corrects.")] = None,
+    candidates: Annotated[int | None, typer.Option(help="Corrections to ask for of each failure.")] = None,
+    target_pairs: Annotated[
+        int | None, typer.Option("--target_pairs", "--target-pairs", help="Stop once so many pairs can be made.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option("--max_cost", "--max-cost", help="Dollars that may be spent at the most.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", "--dry-run", help="Say what it would cost, and ask nothing.")
+    ] = False,
+) -> None:
+    """Have an Oracle correct the wrong attempts; what does not verify is kept with its reason."""
+    from spot import stages
+    from spot.account import estimate
+    from spot.opening import Asking, open_ledger, open_oracle, open_verifier
+    from spot.schema import Attempt, Dropped, Problem
+    from spot.store import locked, read_rows
+
+    keys = ("rectify", "student", "elicit", "filter.gamma", "problems.verifier", "problems.answer_pattern")
+    keys += ("problems.world", "run.seed")
+    flags = {"mode": mode, "candidates": candidates, "target_pairs": target_pairs, "max_cost": max_cost}
+    given = [f"rectify.{name}={value}" for name, value in flags.items() if value is not None]
+    raw: dict[str, Any] = {"problems": {"source": str(problems)}}
+    config = overridden(raw, [*(overrides or []), *given], keys, on_bad_row)
+    skip, dropped, console = config.run.on_bad_row, list[Dropped](), new_console()
+    rows = read_rows(problems, Problem, skip, dropped), read_rows(attempts, Attempt, skip, dropped)
+    if dry_run:
+        console.print(estimate(*rows, config), highlight=False, soft_wrap=True)
+        return
+    target, queue = stages.open_target(config.rectify), output.with_suffix(".human.sqlite")
+    with open_ledger(output.with_suffix(".ledger.sqlite")) as ledger:
+        oracle = open_oracle(config, Asking(ledger, target, rows[0], queue, console.print, skip, dropped))
+        verifier = open_verifier(config.problems)
+        within = stages.within_gamma(config) if target is not None else None
+        with locked(output):
+            corrections = stages.rectify(*rows, oracle, verifier, output, console, dropped, within)
+    verified = sum(row.accepted for row in corrections)
+    told = f"{verified} of {len(corrections)} corrections verified{record(dropped, output)}"
+    console.print(f"{output}: {told}", highlight=False, soft_wrap=True)
+    if target is not None and target.missing:
+        raise StoppedEarly(f"{stages.missing(target)}; add attempts and run the same command again")
+
+
+@app.command("filter", epilog="Example: spot filter --model lab --problems p.jsonl --attempts a.jsonl "
+    "--rectifications r.jsonl --output pairs.jsonl filter.gamma=0.6")  # fmt: skip
+def filter_command(
+    model: Model,
+    problems: ProblemsFile,
+    attempts: AttemptsFile,
+    rectifications: Annotated[Path, typer.Option(help="Corrections, as spot rectify writes them.")],
+    output: Output,
+    overrides: Overrides = None,
+    on_bad_row: OnBadRow = None,
+) -> None:
+    """Keep the corrections that change little and write them as TRL preference pairs."""
+    from spot import stages
+    from spot.hub import model_path
+    from spot.schema import Attempt, Dropped, Problem, Rectification
+    from spot.store import read_rows, write_rows
+
+    config = overridden({"student": {"model": model}}, overrides, ("filter",), on_bad_row)
+    skip, dropped = config.run.on_bad_row, list[Dropped]()
+    filtered = stages.make_pairs(
+        read_rows(problems, Problem, skip, dropped),
+        read_rows(attempts, Attempt, skip, dropped),
+        read_rows(rectifications, Rectification, skip, dropped),
+        model_path(config.student.model),
+        config.filter,
+    )
+    told = record(dropped + filtered.dropped, output)
+    write_rows(output, filtered.pairs)
+    new_console().print(f"{output}: {len(filtered.pairs)} pairs{told}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    "train",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def train_command(context: typer.Context) -> None:
+    """Train on pairs, with the flags of transformers and TRL (spot train --help lists them)."""
+    from spot.train.command import main as train_main
+
+    train_main(context.args)
+
+
+@app.command("eval", epilog="Example: spot eval --model runs/demo/model --tasks in_domain,ood --output evals/after")
+def eval_command(
+    model: Model,
+    tasks: Annotated[str, typer.Option(help="Families of the lab or files of problems, separated by commas.")],
+    output: Annotated[Path, typer.Option(help="The directory to write one file of attempts a task to.")],
+    overrides: Overrides = None,
+) -> None:
+    """Answer tasks with a model and print mean and standard error over questions."""
+    from spot import stages
+    from spot.evaluate.statistics import score
+    from spot.opening import open_model
+    from spot.schema import Attempt
+    from spot.store import locked, read_rows
+
+    raw = {"student": {"model": model}, "evaluate": {"tasks": tasks.split(",")}}
+    config = overridden(raw, overrides, ("student", "evaluate", "problems"))
+    console = new_console()
+    questions = stages.evaluation_problems(config.evaluate, config.problems, "error", [])
+    with locked(output):
+        stages.evaluate(questions, open_model(config.student), config.evaluate, output, "eval", console)
+    for task in questions:
+        found = score(read_rows(output / f"{task}.jsonl", Attempt))
+        error = "" if found.stderr is None else f" ± {100 * found.stderr:.1f}"
+        console.print(f"{task}: {100 * found.mean:.1f}{error} (n = {found.n})", highlight=False)
+
+
+@app.command("connect4", epilog="Example: spot connect4 --n 500 --seed 0 --output connect4.jsonl")
+def connect4_command(
+    output: Output,
+    n: Annotated[int, typer.Option("--n", help="How many boards.")] = 500,
+    seed: Annotated[int, typer.Option(help="Decides the boards.")] = 0,
+    plies: Annotated[
+        int,
+        typer.Option(help="1 asks for moves that win at once, 3, 5, ... for those that force a win within so many."),
+    ] = 1,
+) -> None:
+    """Write Connect4 boards, each asked for both players' winning moves, as a file of problems."""
+    from spot.connect4.command import write_dataset
+
+    write_dataset(output, n, seed, plies, new_console())
+
+
+@app.command("doctor", epilog="Example: spot doctor config.yaml")
+def doctor_command(
+    config: Annotated[
+        Path | None, typer.Argument(help="A config whose model, files, endpoints and keys are checked too.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Say what this machine can do and what to fix."""
+    from spot.config import load_config
+    from spot.doctor import checks, print_checks
+
+    if config is None:
+        found = checks()
+    else:
+        from spot.pipeline import preflight
+
+        loaded = load_config(config, overrides or [])
+        found = checks(loaded.model_dump(mode="json"), preflight(loaded, loaded.run.stages, fetch=False))
+    print_checks(new_console(), found)
+    if any(check.status == "fail" for check in found):
+        raise typer.Exit(1)
+
+
+app.add_typer(runs)
+app.add_typer(lab, name="lab")
