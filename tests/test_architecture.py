@@ -12,6 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "spot"
 # Who may be imported (anywhere in the file, functions included) from a module or package of ours.
 ALLOWED = {
     "errors": set(),
+    "interrupt": {"errors"},
     "schema": set(),
     "progress": set(),
     "objectives": set(),
@@ -28,8 +29,8 @@ ALLOWED = {
     "train": {"errors", "hub", "plugin", "progress", "schema", "store", "objectives", "train"},
     "evaluate": {"answer", "connect4", "errors", "lab", "plugin", "schema", "store", "verify", "evaluate"},
     "audit": {
-        *("errors", "hub", "progress", "schema", "store", "config", "opening", "models.base", "models.ledger"),
-        *("rectify", "pairs", "evaluate", "train", "lab", "audit"),
+        *("errors", "hub", "interrupt", "progress", "schema", "store", "config", "opening"),
+        *("models.base", "models.ledger", "rectify", "pairs", "evaluate", "train", "lab", "audit"),
     },
     "lab": {"errors", "schema", "models.base", "rectify", "verify", "lab"},
     "opening": {"errors", "hub", "schema", "store", "config", "models", "rectify", "verify", "lab"},

@@ -5,16 +5,18 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
-from tests.fake_server import FakeServer, failure
+from tests.fake_server import Answer, FakeServer, Seen, completion, failure
 from tests.tiny_student import make_tokenizer
 
 from spot import __version__, cli, doctor
 from spot.config import load_config
+from spot.models.ledger import Ledger
 from spot.pipeline import preflight
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict
 from spot.store import read_dropped, read_rows, write_rows
@@ -43,6 +45,8 @@ STAGES = {
 }
 
 SpotHere = Callable[..., tuple[int, str]]
+SHOWN: list[str] = []
+"""The words that the last call printed."""
 
 
 @pytest.fixture
@@ -57,7 +61,9 @@ def spot_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
             cli.main()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        return int(end.value.code or 0), capfd.readouterr().err
+        shown, errors = capfd.readouterr()
+        SHOWN[:] = shown.split()
+        return int(end.value.code or 0), errors
 
     return run
 
@@ -280,3 +286,58 @@ def test_the_doctor_finds_what_a_run_refuses_at_once(
     assert found[False] == []
     (check,) = found[True]
     assert DOCTORED[override] in check.found and check.mend
+
+
+def test_an_output_is_never_one_of_the_inputs(spot_here: SpotHere, tmp_path: Path) -> None:
+    write_files(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+    for stage, names in {"elicit": "p", "rectify": "pa", "filter": "par"}.items():
+        for name in names:
+            code, errors = spot_here(*STAGES[stage].split(), "--output", f"./{name}.jsonl")
+            assert code == 2 and f"{name}.jsonl: is read here" in errors, errors
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")} == before
+
+
+MODEL = "rectify.oracle=model rectify.model=m rectify.api_key_env=SPOT_TEST_KEY"
+
+
+def test_what_is_on_record_is_not_in_the_estimate_and_an_export_replaces_nothing_else(
+    spot_here: SpotHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPOT_TEST_KEY", "sk-planted-31b7")
+    write_files(tmp_path)
+    with FakeServer(lambda seen: completion(f"no, and {seen.headers['authorization']}")) as server:
+        call = [*STAGES["rectify"].split(), *MODEL.split(), f"rectify.base_url={server.url}"]
+        code, errors = spot_here(*call)
+        assert code == 2 and "none of 1 corrections was accepted" in errors, errors
+        assert "1 corrections verified (no_block 1; the first is" in " ".join(SHOWN)
+        code, errors = spot_here(*call, "--dry_run")
+    assert code == 0 and "0 requests about 1 wrong attempts (1 more are on record" in " ".join(SHOWN)
+    ledger = "out/r.ledger.sqlite"
+    for name in (ledger, "p.jsonl"):
+        code, errors = spot_here("ledger", ledger, "--export", name)
+        assert code == 2 and f"{name}: exists and is no export" in errors
+    for _ in range(2):
+        assert spot_here("ledger", ledger, "--export", "requests.jsonl") == (0, "")
+    assert "[SPOT_TEST_KEY]" in (tmp_path / "requests.jsonl").read_text()
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"sk-planted-31b7" not in written
+
+
+def test_a_refused_key_leaves_nothing_that_may_have_cost_something(
+    spot_here: SpotHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPOT_TEST_KEY", "sk-planted-31b7")
+    write_files(tmp_path)
+    wrong = (tmp_path / "a.jsonl").read_text()
+    (tmp_path / "a.jsonl").write_text("".join(wrong.replace('#0"', f'#{n}"') for n in range(12)))
+
+    def refuse(seen: Seen) -> Answer:
+        time.sleep(0.05)
+        return failure(401, "no such key")
+
+    with FakeServer(refuse) as server:
+        code, _ = spot_here(*STAGES["rectify"].split(), *MODEL.split(), f"rectify.base_url={server.url}")
+    assert code == 2
+    with Ledger(tmp_path / "out/r.ledger.sqlite") as ledger:
+        assert {line.outcome for line in ledger.lines()} == {"refused"}

@@ -191,7 +191,8 @@ def test_an_oracle_without_answers_of_its_own_is_told(run: Path, spot: Spot, ora
 def test_an_oracle_that_solves_nothing_is_still_measured(run: Path, spot: Spot) -> None:
     with FakeServer(lambda seen: completion("I do not know")) as server:
         code, out, _ = spot(f"rectify.base_url={server.url}")
-    assert code == 0 and out.startswith("sft: skipped, none of 6 direct answers of the Oracle is right\n")
+    assert code == 0 and out.startswith("sft: asking big 6 questions directly; what it costs: spot ledger run\n")
+    assert "sft: skipped, none of 6 direct answers of the Oracle is right\n" in out
     assert summary(run)["only_with_answer"] == {"not_solved": 6, "given": 3, "wrong": ["p3", "p5"], "truncated": []}
 
 

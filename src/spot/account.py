@@ -22,35 +22,55 @@ OUTPUT_SHARE = {"rewrite": 1.1, "patch": 0.35, "continue": 0.15}
 """Tokens that an Oracle writes, as a share of the answer's, roughly; reasoning comes on top (benchmarks/modes.py)."""
 
 
-def estimate(problems: Sequence[Problem], attempts: Sequence[Attempt], config: RunConfig) -> str:
-    """What asking about all wrong attempts would cost, likely and at the worst, in one line."""
+def estimate(problems: Sequence[Problem], attempts: Sequence[Attempt], config: RunConfig, ledger: Path) -> str:
+    """What asking about all wrong attempts would cost, likely and at the worst, in one line.
+
+    What `ledger` has a reply to costs nothing any more.
+    """
     from spot.models.ledger import Prices
-    from spot.models.recorded import worst_cost
+    from spot.models.recorded import dollars, worst_cost
     from spot.rectify.base import Failure
     from spot.rectify.model_oracle import ModelOracle
 
     section = config.rectify
     oracle = open_oracle(config)
-    if not isinstance(oracle, ModelOracle):
+    in_process = section.oracle == "self" and config.student.base_url is None
+    if not isinstance(oracle, ModelOracle) or in_process or section.oracle == "scripted":
         return f"the Oracle {section.oracle!r} sends no request that is paid for here"
     problem_of = {problem.id: problem for problem in problems}
     failures = [Failure(problem_of[row.problem_id], row) for row in attempts if row.outcome == "wrong"]
     prices = Prices(section.input_price, section.output_price)
-    requests = [oracle.first(failure, n).request for n in range(section.candidates) for failure in failures]
+    asked = [(failure, oracle.first(failure, n).request) for n in range(section.candidates) for failure in failures]
+    paid = _on_record(ledger, [oracle.key(request) for _, request in asked])
+    asked = [one for one in asked if oracle.key(one[1]) not in paid]
+    requests = [request for _, request in asked]
     prompt = sum(len(message.content) for request in requests for message in request.messages) / CHARACTERS_A_TOKEN
-    written = section.candidates * sum(len(failure.attempt.response) for failure in failures) / CHARACTERS_A_TOKEN
+    written = sum(len(failure.attempt.response) for failure, _ in asked) / CHARACTERS_A_TOKEN
     written *= OUTPUT_SHARE[section.mode]
     likely = (prices.input * prompt + prices.output * written) / 1e6
     worst = sum(worst_cost(request, oracle_sampling(section, config.run.seed), prices) for request in requests)
     again = AGAIN[section.mode] * (section.max_rounds if section.mode == "continue" else 1)
     target = f", fewer once {section.target_pairs:,} pairs are there" if section.target_pairs else ""
-    unpriced = "" if section.input_price or section.output_price else "; set rectify.input_price and output_price"
-    return (
-        f"{len(requests):,} requests about {len(failures):,} wrong attempts{target}: about {prompt:,.0f} prompt tokens "
-        f"and {written:,.0f} answer tokens (4 characters each, reasoning not counted), ${likely:.2f}; "
-        f"${worst:.2f} if every answer were {section.max_new_tokens:,} tokens long, {again} times that if each had to "
-        f"be asked for again as often as may be{unpriced}"
+    have = f" ({len(paid):,} more are on record and cost nothing)" if paid else ""
+    told = (
+        f"{len(requests):,} requests about {len(failures):,} wrong attempts{have}{target}: about {prompt:,.0f} prompt "
+        f"tokens and {written:,.0f} answer tokens (4 characters each, reasoning not counted)"
     )
+    if not (section.input_price or section.output_price):
+        return f"{told}; for dollars set rectify.input_price and output_price"
+    return (
+        f"{told}, {dollars(likely)}; {dollars(worst)} if every answer were {section.max_new_tokens:,} tokens long, "
+        f"{again} times that if each had to be asked for again as often as may be"
+    )
+
+
+def _on_record(path: Path, keys: Sequence[str]) -> set[str]:
+    from spot.models.ledger import Ledger
+
+    if not path.exists():
+        return set()
+    with Ledger(path, read_only=True) as ledger:
+        return {reply.id for group in ledger.replies({key: key for key in keys}) for reply in group}
 
 
 def ledger_of(path: Path) -> Path:
@@ -61,11 +81,20 @@ def ledger_of(path: Path) -> Path:
     return file
 
 
+def _is_export(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline(2**24)
+    try:
+        return not first or {"key", "sends", "body"} <= json.loads(first).keys()
+    except (ValueError, AttributeError):
+        return False
+
+
 def print_ledger(path: Path, console: "Console") -> None:
     """The account by stage, model and outcome, as a table."""
     from rich.table import Table
 
-    from spot.models.ledger import Ledger
+    from spot.models.ledger import NO_USAGE, Ledger
 
     with Ledger(ledger_of(path), read_only=True) as ledger:
         lines, (spent, open_) = ledger.lines(), ledger.spent()
@@ -79,12 +108,35 @@ def print_ledger(path: Path, console: "Console") -> None:
     console.print(table)
     note = f", and up to ${open_:.4f} for tries whose outcome is not known" if open_ else ""
     console.print(f"${spent:.4f} spent{note}", highlight=False)
+    if any(line.outcome.endswith(NO_USAGE) for line in lines):
+        console.print("replies without usage are counted as the most that they can have cost", highlight=False)
+    if lines and not spent and not open_ and any(line.completion_tokens for line in lines):
+        console.print("no prices were set when these were asked (input_price, output_price)", highlight=False)
+
+
+def print_spent(path: Path, console: "Console") -> None:
+    """What the ledger at `path` comes to, in a line; nothing where nothing was asked for money."""
+    from spot.models.ledger import Ledger
+    from spot.models.recorded import dollars
+
+    if not path.exists():
+        return
+    with Ledger(path, read_only=True) as ledger:
+        spent, open_ = ledger.spent()
+    if spent or open_:
+        possibly = f", up to {dollars(open_)} more may be" if open_ else ""
+        console.print(f"{dollars(spent)} spent{possibly} (spot ledger {path})", highlight=False, soft_wrap=True)
 
 
 def export_ledger(path: Path, output: Path) -> int:
-    """Every request and reply as JSON lines; returns how many."""
+    """Every request and reply as JSON lines; returns how many. Raises `UserError` where it would replace another file.
+
+    What an earlier export wrote is replaced.
+    """
     from spot.models.ledger import Ledger
 
+    if output.is_file() and not _is_export(output):
+        raise UserError(f"{output}: exists and is no export of a ledger; name another file")
     with Ledger(ledger_of(path), read_only=True) as ledger:
         rows: list[dict[str, Any]] = [row | {"body": json.loads(row["body"])} for row in ledger.rows()]
     write_atomic(output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spot.errors import RunFailed, UserError
-from spot.models.base import Model, Reply, Request
+from spot.models.base import Model, Reply, Request, closed
 from spot.schema import (
     Attempt,
     Counts,
@@ -31,6 +31,8 @@ from spot.verify.base import Verifier
 
 Progress = Callable[[int, int, Counts], None]
 """Called with attempts stored, attempts wanted, and the number of those stored by outcome."""
+Variant = Callable[[Problem, int], Problem]
+"""A problem as one sample of it is asked."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,18 @@ async def answer(
     samples: int,
     sampling: Sampling,
     path: Path,
+    variant: Variant | None = None,
     on_progress: Progress | None = None,
 ) -> list[Attempt]:
     """Ask each problem `samples` times and return the judged attempts in the order of problems and samples.
 
-    All attempts are in the JSONL file at `path` when this returns, in the order in which they came. Truncated replies
-    are judged like whole ones; `Attempt.outcome` tells them apart. An error of the model becomes an attempt without a
-    verdict whose reason is the error. Raises `UserError` where `path` holds rows that were not asked for here,
-    `RunFailed` where it cannot be written or the model leaves requests without any reply.
+    With `variant` a sample is asked, and judged, as it says. All attempts are in the JSONL file at `path` when this
+    returns, in the order in which they came. Truncated replies are judged like whole ones; `Attempt.outcome` tells them
+    apart. An error of the model becomes an attempt without a verdict whose reason is the error. Raises `UserError`
+    where `path` holds rows that were not asked for here, `RunFailed` where it cannot be written or the model leaves
+    requests without any reply.
     """
-    asked = _asked(problems, samples, sampling)
+    asked = _asked(problems, samples, sampling, variant)
     stored = _stored(path, asked, model.name, sampling)
     outcomes = Counter(attempt.outcome for attempt in stored.values())
     if on_progress:
@@ -68,16 +72,17 @@ async def answer(
     if missing:
         requests = [one.request for one in asked.values()]
         with Appender(path) as file:
-            async for replies in model.generate(requests, sampling, frozenset(stored)):
-                # In a thread: a model that answers over the network goes on meanwhile.
-                attempts = await asyncio.to_thread(_judged, replies, asked, verifier, model.name, sampling)
-                file.append(attempts)
-                for attempt in attempts:
-                    missing.remove(attempt.id)  # a KeyError here is a model that repeats itself
-                    stored[attempt.id] = attempt
-                    outcomes[attempt.outcome] += 1
-                if on_progress:
-                    on_progress(len(stored), len(asked), dict(outcomes))
+            async with closed(model.generate(requests, sampling, frozenset(stored))) as groups:
+                async for replies in groups:
+                    # In a thread: a model that answers over the network goes on meanwhile.
+                    attempts = await asyncio.to_thread(_judged, replies, asked, verifier, model.name, sampling)
+                    file.append(attempts)
+                    for attempt in attempts:
+                        missing.remove(attempt.id)  # a KeyError here is a model that repeats itself
+                        stored[attempt.id] = attempt
+                        outcomes[attempt.outcome] += 1
+                    if on_progress:
+                        on_progress(len(stored), len(asked), dict(outcomes))
     if missing:
         raise RunFailed(
             f"{model.name}: no reply to {len(missing)} of {len(asked)} requests, {min(missing)!r} among them; "
@@ -86,7 +91,7 @@ async def answer(
     return [stored[identity] for identity in asked]
 
 
-def _asked(problems: Sequence[Problem], samples: int, sampling: Sampling) -> dict[str, _Asked]:
+def _asked(problems: Sequence[Problem], samples: int, sampling: Sampling, variant: Variant | None) -> dict[str, _Asked]:
     """Everything that is wanted, by attempt id, in the order of problems and samples."""
     asked: dict[str, _Asked] = {}
     for problem in problems:
@@ -96,7 +101,12 @@ def _asked(problems: Sequence[Problem], samples: int, sampling: Sampling) -> dic
             if identity in asked:
                 raise UserError(f"problem id {problem.id!r} is used twice; ids must be unique")
             seed = derived_seed(sampling.seed, problem.id, sample)
-            asked[identity] = _Asked(problem, sample, Request(identity, messages, seed))
+            if variant is None:
+                asked[identity] = _Asked(problem, sample, Request(identity, messages, seed))
+            else:
+                this = variant(problem, sample)
+                request = Request(identity, tuple(as_messages(this.prompt)), seed)
+                asked[identity] = _Asked(this, sample, request)
     return asked
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from spot.config import EndpointSettings, ProblemsSection, RectifySection, RunConfig, StudentSection
 from spot.errors import UserError
 from spot.hub import fingerprint, model_path
-from spot.models.base import Model, Reply, Request
+from spot.models.base import Model, Reply, Request, closed
 from spot.schema import Dropped, Problem, Sampling
 from spot.store import OnBadRow
 from spot.verify.base import Verifier
@@ -107,8 +107,9 @@ class LazyModel:
         if all(request.id in done for request in requests):
             return
         self._model = self._model or self._load()
-        async for replies in self._model.generate(requests, sampling, done):
-            yield replies
+        async with closed(self._model.generate(requests, sampling, done)) as groups:
+            async for replies in groups:
+                yield replies
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,7 @@ def open_verifier(section: ProblemsSection) -> Verifier:
 def open_oracle(config: RunConfig, asking: Asking | None = None) -> "Oracle":
     """The Oracle that a config names; bad rows of a file of corrections go to `dropped` if skipped."""
     section, asking = config.rectify, asking or Asking()
-    if section.batch and (section.oracle != "model" or isinstance(section.base_url, list)):
-        raise UserError("rectify.batch needs rectify.oracle=model and one rectify.base_url")
-    if section.target_pairs is not None and section.oracle not in ("model", "self", "scripted"):
-        raise UserError(f"rectify.target_pairs: the Oracle {section.oracle!r} is not asked pair by pair; leave it out")
+    _check(section)
     if section.oracle == "scripted":
         return _scripted(config, asking)
     if section.oracle == "import":
@@ -164,6 +162,22 @@ def open_oracle(config: RunConfig, asking: Asking | None = None) -> "Oracle":
     from spot.rectify.own import load_oracle
 
     return load_oracle(section.oracle)
+
+
+def _check(section: RectifySection) -> None:
+    """Raise `UserError` on settings that this Oracle would not read."""
+    if section.batch and (section.oracle != "model" or isinstance(section.base_url, list)):
+        raise UserError("rectify.batch needs rectify.oracle=model and one rectify.base_url")
+    if section.give_up and not section.batch:
+        raise UserError("rectify.give_up names batches; it needs rectify.batch=true")
+    if section.oracle not in ("model", "self", "scripted"):
+        for key, default in (("mode", "rewrite"), ("candidates", 1)):
+            if getattr(section, key) != default:
+                raise UserError(f"rectify.{key}: the Oracle {section.oracle!r} does not read it; leave it out")
+    if section.oracle == "self" and section.model is not None:
+        raise UserError("rectify.model: the Oracle 'self' is the student (student.model); leave it out")
+    if section.target_pairs is not None and section.oracle not in ("model", "self", "scripted"):
+        raise UserError(f"rectify.target_pairs: the Oracle {section.oracle!r} is not asked pair by pair; leave it out")
 
 
 def _batched(model: "EndpointModel", asking: Asking, section: RectifySection) -> Model:

@@ -202,7 +202,12 @@ class Pipeline:
                 rows = self._rectified(asking, more)
         self._drop(
             "rectify",
-            unused + [Dropped(stage="rectify", id=row.id, reason=row.reason) for row in rows if not row.accepted],
+            unused
+            + [
+                Dropped(stage="rectify", id=row.id, reason=row.reason, detail=row.verdict.reason)
+                for row in rows
+                if not row.accepted
+            ],
         )
         accepted = sum(row.accepted for row in rows)
         if not accepted:

@@ -132,7 +132,7 @@ def write_sets(
         only_with_answer=only,
         not_measured=why,
     )
-    _write(run, chosen, summary)
+    _write(run, chosen, summary, console)
     return summary
 
 
@@ -165,14 +165,18 @@ def _gather(
     return gathered
 
 
-def _write(run: RunDirectory, chosen: Mapping[SetName, Sequence[Example]], summary: SetsSummary) -> None:
+def _write(
+    run: RunDirectory, chosen: Mapping[SetName, Sequence[Example]], summary: SetsSummary, console: "Console"
+) -> None:
     """The files; the summary is away while they change, so that where there is one it speaks of what is there."""
     (run / "sets" / "summary.json").unlink(missing_ok=True)
     for name in SET_NAMES:
         if name in chosen:
             write_rows(set_path(run, name), chosen[name])
-        else:
-            set_path(run, name).unlink(missing_ok=True)
+        elif set_path(run, name).exists():
+            set_path(run, name).unlink()
+            path = set_path(run, name)
+            console.print(f"{path}: taken away, it was of another cut", highlight=False, soft_wrap=True)
     text = json.dumps(summary.model_dump(mode="json"), indent=2, ensure_ascii=False)
     write_atomic(run / "sets" / "summary.json", text + "\n")
 
@@ -229,6 +233,11 @@ def ask_oracle(problems: Sequence[Problem], config: RunConfig, run: RunDirectory
     sampling = SamplingSection(
         temperature=section.temperature, top_p=section.top_p, max_new_tokens=section.max_new_tokens
     )
+    have = run / "oracle_attempts.jsonl"
+    if open_ := len(problems) - (len(read_rows(have, Attempt)) if have.exists() else 0):
+        limit = "" if section.max_cost is None else f", for at most ${section.max_cost:g} of the run's ledger"
+        what = f"sft: asking {name} {open_:,} questions directly{limit}; what it costs: spot ledger {run.path}"
+        console.print(what, highlight=False, soft_wrap=True)
     with open_ledger(run / "ledger.sqlite") as ledger:
         # Opened when there is something to ask: to cut the sets anew takes neither a key nor a server.
         model = LazyModel(name, name, lambda: recorded(endpoint(section, name), ledger, "sft", section))

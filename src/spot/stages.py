@@ -4,7 +4,6 @@ A stage function takes its own section of the config and the paths it writes, so
 directory (`pipeline`) and a single command (`cli`). Each can be killed at any moment and called again.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from spot import interrupt
 from spot.config import (
     ElicitSection,
     EvaluateSection,
@@ -72,7 +72,7 @@ def ask(
         def show(done: int, total: int, counts: Counts) -> None:
             progress.update(done, total, _note(counts))
 
-        return asyncio.run(
+        return interrupt.run(
             answer(
                 problems,
                 model,
@@ -114,10 +114,12 @@ def rectify(
     console: Console,
     dropped: list[Dropped],
     within: "Within | None" = None,
+    on_bad_row: OnBadRow = "error",
 ) -> list[Rectification]:
     """Corrections of the wrong attempts, each verified; those of a file that correct none of them go to `dropped`.
 
-    `within` says whether a verified correction, given with what it corrects, is near enough for a pair.
+    `within` says whether a verified correction, given with what it corrects, is near enough for a pair. Attempts at
+    unknown problems, whose row may have been a bad one, go to `dropped` too with `on_bad_row="skip"`.
     """
     from spot.rectify.base import Failure
     from spot.rectify.imported import ImportedOracle
@@ -125,11 +127,13 @@ def rectify(
     from spot.rectify.run import stored
 
     problem_of = {problem.id: problem for problem in problems}
-    missing = next((attempt for attempt in attempts if attempt.problem_id not in problem_of), None)
-    if missing is not None:
+    strays = [attempt for attempt in attempts if attempt.problem_id not in problem_of]
+    if strays and on_bad_row == "error":
         raise UserError(
-            f"attempt {missing.id!r} answers the unknown problem {missing.problem_id!r}; add it to the problems"
+            f"attempt {strays[0].id!r} answers the unknown problem {strays[0].problem_id!r}; add it to the problems"
         )
+    dropped += [Dropped(stage="rectify", id=attempt.id, reason="unknown_problem") for attempt in strays]
+    attempts = [attempt for attempt in attempts if attempt.problem_id in problem_of]
     failures = [Failure(problem_of[attempt.problem_id], attempt) for attempt in attempts if attempt.outcome == "wrong"]
     if not failures:
         counts = Counter(attempt.outcome for attempt in attempts)
@@ -146,7 +150,7 @@ def rectify(
             tally.update("accepted" if row.accepted else row.reason for row in new)
             progress.update(len(rows), len(failures) * getattr(oracle, "candidates", 1), _note(tally))
 
-        asyncio.run(run_rectify(failures, oracle, verifier, appender, stored=rows, within=within, on_progress=show))
+        interrupt.run(run_rectify(failures, oracle, verifier, appender, stored=rows, within=within, on_progress=show))
     order = {failure.attempt.id: i for i, failure in enumerate(failures)}
     return sorted(rows, key=lambda row: (order[row.attempt_id], row.candidate))
 
@@ -156,6 +160,15 @@ def open_target(section: RectifySection) -> "Target | None":
     from spot.rectify.target import Target
 
     return None if section.target_pairs is None else Target(section.target_pairs)
+
+
+def told(rows: Sequence[Rectification]) -> str:
+    """How corrections came out in a few words, and why those that were not accepted were not."""
+    from spot.rectify.run import objections
+
+    accepted = sum(row.accepted for row in rows)
+    why = f" ({objections(rows)})" if accepted < len(rows) else ""
+    return f"{accepted:,} of {len(rows):,} corrections verified{why}"
 
 
 def missing(target: "Target") -> str:

@@ -158,7 +158,7 @@ def test_owner_names_a_process_that_lives() -> None:
 def test_no_ledger_at_the_path(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.write_text("this is a diary, not a database; " * 100)
-    with pytest.raises(UserError, match=r"ledger\.sqlite: file is not a database"):
+    with pytest.raises(UserError, match=r"ledger\.sqlite: not a ledger; name a run directory or its ledger"):
         Ledger(path).lines()
 
 

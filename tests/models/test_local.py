@@ -359,8 +359,7 @@ def test_messages_that_the_template_refuses_are_an_error_of_that_request_alone(e
 def test_thinking_reaches_the_template(directory: Path) -> None:
     asked = request("a", "w1")
     prompts = [
-        LocalModel(str(directory), enable_thinking=thinking)._render(asked.messages)  # pyright: ignore[reportPrivateUsage]
-        for thinking in (False, True)
+        LocalModel(str(directory), enable_thinking=thinking).render(asked.messages) for thinking in (False, True)
     ]
     assert prompts == ["<start> user w1 <end> <start> assistant w0", "<start> user w1 <end> <start> assistant"]
 

@@ -20,11 +20,15 @@ from spot.models.ledger import Ledger
 from spot.models.recorded import RecordedModel
 
 ONE = """
-import asyncio, sys
+import asyncio, os, sys, time
 from pathlib import Path
 from spot.models import recorded
 from tests.ledger_kills import ask
 recorded.ELSEWHERE_EVERY = 0.05
+here = Path(sys.argv[2])
+here.with_name(f"ready-{os.getpid()}").touch()
+while len(list(here.parent.glob("ready-*"))) < 3:
+    time.sleep(0.01)
 asyncio.run(ask(sys.argv[1], Path(sys.argv[2]), 60, 6))
 """
 

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 from tests.rectify.conftest import MakeFailure
 
-from spot.errors import UserError
+from spot.errors import RunFailed, UserError
 from spot.models.base import Gate, NoMore, Reply, Request
 from spot.models.ledger import Ledger
 from spot.models.recorded import RecordedModel
@@ -261,7 +261,7 @@ def test_an_oracle_that_miscounts_is_stopped(
     tmp_path: Path, make_failure: MakeFailure, answered: str, told: str
 ) -> None:
     failures = [make_failure(0), make_failure(1)]
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(RunFailed, match=told):
         run(tmp_path / "r.jsonl", failures, TableOracle(lambda _: Correction(answered, "4")))
     assert not (tmp_path / "r.jsonl").exists()
 

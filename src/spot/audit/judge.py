@@ -6,19 +6,19 @@ reply that was cut off is asked for once more with twice the tokens; what cannot
 far it is to be believed is measured against labels (`agreement`), and nothing it says is summed up before.
 """
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spot import interrupt
 from spot.audit.question import RIGHT, JudgePrompt, Question, UnreadableError, read_verdicts
 from spot.audit.split import aligned, steps_of
 from spot.audit.summary import StepChange
 from spot.config import RunConfig
 from spot.errors import UserError
-from spot.models.base import Model, Reply, Request
+from spot.models.base import Model, Reply, Request, closed
 from spot.opening import endpoint, recorded
 from spot.rectify.prompting import problem_text
 from spot.schema import Message, Pair, Problem, Prompt, Sampling, derived_seed, text_of
@@ -74,7 +74,7 @@ class JudgeModel:
 
         Raises what the model does: `StoppedEarly` where no more may be spent or the endpoint died, among others.
         """
-        return asyncio.run(self._ask(questions, on_progress))
+        return interrupt.run(self._ask(questions, on_progress))
 
     async def _ask(self, questions: Sequence[Question], on_progress: Answered | None) -> Replies:
         found: dict[str, Verdicts | str] = {question.id: {} for question in questions if not question.every}
@@ -84,14 +84,15 @@ class JudgeModel:
                 break
             requests = {request.id: request for request in (self._request(question, attempt) for question in open_)}
             question_of = {question.id: question for question in open_}
-            async for replies in self._model.generate(list(requests.values()), self._sampling_of(attempt)):
-                for reply in replies:
-                    question = question_of[requests[reply.id].about]
-                    # Many servers refuse more tokens than they have; the first reply was cut off all the same.
-                    if not (attempt and reply.finish_reason == "error"):
-                        found[question.id] = _read(reply, question)
-                if on_progress is not None:
-                    on_progress(len(found), len(questions))
+            async with closed(self._model.generate(list(requests.values()), self._sampling_of(attempt))) as groups:
+                async for replies in groups:
+                    for reply in replies:
+                        question = question_of[requests[reply.id].about]
+                        # Many servers refuse more tokens than they have; the first reply was cut off all the same.
+                        if not (attempt and reply.finish_reason == "error"):
+                            found[question.id] = _read(reply, question)
+                    if on_progress is not None:
+                        on_progress(len(found), len(questions))
             open_ = [question for question in open_ if found.get(question.id) == TRUNCATED]
         verdicts = {id: one for id, one in found.items() if not isinstance(one, str)}
         reasons = {question.id: found.get(question.id, "no_reply") for question in questions}

@@ -1,13 +1,12 @@
 """The `spot` command: parse, build, call. Heavy imports happen inside the commands, so that `spot --help` is quick."""
 
 import os
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from spot import __version__
+from spot import __version__, interrupt
 from spot.cli.lab import lab
 from spot.cli.runs import runs
 from spot.cli.shared import (
@@ -17,12 +16,14 @@ from spot.cli.shared import (
     Output,
     Overrides,
     ProblemsFile,
+    Rows,
+    apart,
     new_console,
     overridden,
     record,
     show_summary,
 )
-from spot.errors import Interrupted, StoppedEarly, plain_errors
+from spot.errors import StoppedEarly, UserError, plain_errors
 
 app = typer.Typer(
     help="Surgical post-training: have a model's own errors corrected with minimal edits, and train on the pairs.",
@@ -37,16 +38,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; every error that is the user's to mend is one line and an exit code."""
-    for ending in (signal.SIGINT, signal.SIGTERM):  # the second is how Slurm, Kubernetes and timeout end a command
-        signal.signal(ending, _interrupted)
+    interrupt.install()
     # Its retries of a hub that cannot be reached would print a page before our one line.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     with plain_errors():
         app()
-
-
-def _interrupted(_: int, __: Any) -> None:
-    raise Interrupted
 
 
 def _show_version(wanted: bool) -> None:
@@ -101,7 +97,7 @@ def _run(config: Any, overwrite: bool, command: list[str]) -> None:
 
 @app.command("elicit", epilog="Example: spot elicit --model lab --problems problems.jsonl --output attempts.jsonl")
 def elicit_command(
-    model: Model, problems: ProblemsFile, output: Output, overrides: Overrides = None, on_bad_row: OnBadRow = None
+    model: Model, problems: ProblemsFile, output: Rows, overrides: Overrides = None, on_bad_row: OnBadRow = None
 ) -> None:
     """Ask the student every problem and verify its answers."""
     from spot import stages
@@ -109,6 +105,7 @@ def elicit_command(
     from spot.schema import Dropped
     from spot.store import locked
 
+    apart(output, problems)
     raw = {"student": {"model": model}, "problems": {"source": str(problems)}}
     keys = ("student", "problems.verifier", "problems.answer_pattern", "elicit", "run.seed")
     config = overridden(raw, overrides, keys, on_bad_row)
@@ -139,7 +136,7 @@ def elicit_command(
 def rectify_command(
     problems: ProblemsFile,
     attempts: AttemptsFile,
-    output: Output,
+    output: Rows,
     overrides: Overrides = None,
     on_bad_row: OnBadRow = None,
     mode: Annotated[str | None, typer.Option(metavar="rewrite|patch|continue", help="How the model corrects.")] = None,
@@ -156,11 +153,12 @@ def rectify_command(
 ) -> None:
     """Have an Oracle correct the wrong attempts; what does not verify is kept with its reason."""
     from spot import stages
-    from spot.account import estimate
+    from spot.account import estimate, print_spent
     from spot.opening import Asking, open_ledger, open_oracle, open_verifier
     from spot.schema import Attempt, Dropped, Problem
     from spot.store import locked, read_rows
 
+    apart(output, problems, attempts)
     keys = ("rectify", "student", "elicit", "filter.gamma", "problems.verifier", "problems.answer_pattern")
     keys += ("problems.world", "run.seed")
     flags = {"mode": mode, "candidates": candidates, "target_pairs": target_pairs, "max_cost": max_cost}
@@ -168,20 +166,22 @@ def rectify_command(
     raw: dict[str, Any] = {"problems": {"source": str(problems)}}
     config = overridden(raw, [*(overrides or []), *given], keys, on_bad_row)
     skip, dropped, console = config.run.on_bad_row, list[Dropped](), new_console()
+    account = output.with_suffix(".ledger.sqlite")
     rows = read_rows(problems, Problem, skip, dropped), read_rows(attempts, Attempt, skip, dropped)
     if dry_run:
-        console.print(estimate(*rows, config), highlight=False, soft_wrap=True)
+        console.print(estimate(*rows, config, account), highlight=False, soft_wrap=True)
         return
     target, queue = stages.open_target(config.rectify), output.with_suffix(".human.sqlite")
-    with open_ledger(output.with_suffix(".ledger.sqlite")) as ledger:
+    with open_ledger(account) as ledger:
         oracle = open_oracle(config, Asking(ledger, target, rows[0], queue, console.print, skip, dropped))
         verifier = open_verifier(config.problems)
         within = stages.within_gamma(config) if target is not None else None
         with locked(output):
-            corrections = stages.rectify(*rows, oracle, verifier, output, console, dropped, within)
-    verified = sum(row.accepted for row in corrections)
-    told = f"{verified} of {len(corrections)} corrections verified{record(dropped, output)}"
-    console.print(f"{output}: {told}", highlight=False, soft_wrap=True)
+            corrections = stages.rectify(*rows, oracle, verifier, output, console, dropped, within, skip)
+    console.print(f"{output}: {stages.told(corrections)}{record(dropped, output)}", highlight=False, soft_wrap=True)
+    print_spent(account, console)
+    if not any(row.accepted for row in corrections):
+        raise UserError(f"none of {len(corrections)} corrections was accepted; see {output}, and mend the Oracle")
     if target is not None and target.missing:
         raise StoppedEarly(f"{stages.missing(target)}; add attempts and run the same command again")
 
@@ -203,6 +203,7 @@ def filter_command(
     from spot.schema import Attempt, Dropped, Problem, Rectification
     from spot.store import read_rows, write_rows
 
+    apart(output, problems, attempts, rectifications)
     config = overridden({"student": {"model": model}}, overrides, ("filter",), on_bad_row)
     skip, dropped = config.run.on_bad_row, list[Dropped]()
     filtered = stages.make_pairs(

@@ -30,6 +30,9 @@ def sets_command(
     overrides: Overrides = None,
     rows: Annotated[int | None, typer.Option(help="Rows of each set; as many as the smallest has.", min=1)] = None,
     sets: Annotated[str, typer.Option(help="Which sets, separated by commas.")] = "sft,rft,sft_plus",
+    max_cost: Annotated[
+        float | None, typer.Option("--max_cost", "--max-cost", help="Dollars that the run may come to.")
+    ] = None,
 ) -> None:
     """Write the baselines' data sets in TRL's format: Oracle's direct answers, student's right ones, corrections."""
     from spot.config import load_config
@@ -39,7 +42,8 @@ def sets_command(
     names = parse_names(sets)
     if not (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
-    config = overridden(load_config(run_dir / "config.yaml").model_dump(mode="json"), overrides, ("rectify",))
+    given = [*(overrides or []), *([] if max_cost is None else [f"rectify.max_cost={max_cost}"])]
+    config = overridden(load_config(run_dir / "config.yaml").model_dump(mode="json"), given, ("rectify",))
     with RunDirectory(run_dir) as directory:
         summary = write_sets(directory, config, names, rows, console := new_console())
         for line in told(summary, directory):

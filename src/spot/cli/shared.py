@@ -22,9 +22,18 @@ def _no_directory(path: Path) -> Path:
     return path
 
 
+def apart(output: Path, *inputs: Path) -> None:
+    """Raise `UserError` where `output` is one of the files that are read to make it."""
+    for path in inputs:
+        if output.resolve() == path.resolve():
+            raise UserError(f"{output}: is read here; --output names another file")
+
+
 Output = Annotated[
-    Path,
-    typer.Option(help="The file to write (JSONL, or Parquet by extension where it is whole).", callback=_no_directory),
+    Path, typer.Option(help="The file to write: JSONL, or Parquet by extension.", callback=_no_directory)
+]
+Rows = Annotated[
+    Path, typer.Option("--output", help="The file to write, a row as soon as it comes: JSONL.", callback=_no_directory)
 ]
 ProblemsFile = Annotated[Path, typer.Option(help="Problems: rows of id, prompt, answer.")]
 AttemptsFile = Annotated[Path, typer.Option(help="Attempts, as spot elicit writes them.")]

@@ -14,7 +14,7 @@ How the 95% intervals are made, for a single mean and for a paired difference al
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -33,7 +33,11 @@ _NO_SPREAD = 1e-9  # below this a standard error is rounding, not spread
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy in [0, 1] over `n` questions; `stderr` is `None` for a single question, which shows no spread."""
+    """Accuracy in [0, 1] over `n` questions; `stderr` is `None` for a single question, which shows no spread.
+
+    Of the `samples`, which all score 0: `truncated` were cut off, in `unanswered` no answer could be read, `unscored`
+    could not be judged.
+    """
 
     mean: float
     stderr: float | None
@@ -41,6 +45,7 @@ class Score:
     samples: int
     truncated: int
     unscored: int
+    unanswered: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,10 @@ def direction(low: float, high: float) -> Literal["rose", "fell", "level"]:
 
 def question_means(attempts: Sequence[Attempt]) -> dict[str, float]:
     """Each question's share of correct samples, by problem id in order of first appearance."""
-    samples: dict[str, list[float]] = {}
-    for attempt in attempts:
-        samples.setdefault(attempt.problem_id, []).append(float(attempt.outcome == "correct"))
-    return {problem_id: fmean(values) for problem_id, values in samples.items()}
+    return {
+        problem_id: fmean(float(attempt.outcome == "correct") for attempt in values)
+        for problem_id, values in _by_question(attempts).items()
+    }
 
 
 def score(attempts: Sequence[Attempt]) -> Score:
@@ -83,7 +88,70 @@ def score(attempts: Sequence[Attempt]) -> Score:
         samples=len(attempts),
         truncated=sum(attempt.outcome == "truncated" for attempt in attempts),
         unscored=sum(attempt.outcome == "unscored" for attempt in attempts),
+        unanswered=sum(is_unanswered(attempt) for attempt in attempts),
     )
+
+
+def is_unanswered(attempt: Attempt) -> bool:
+    """Whether an answer that was not cut off was judged wrong because none could be read in it."""
+    return attempt.outcome == "wrong" and attempt.verdict.answer is None
+
+
+def share(parts: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[float, float | None]:
+    """The sum of the first over that of the second, over the parts of each question, and its standard error.
+
+    The unit is the question here, too: the error is that of a ratio of means over questions (linearised), which for
+    wholes that are all alike is the one of `score`. `None` where one question alone shows no spread.
+    """
+    sums = [(math.fsum(got for got, _ in some), math.fsum(whole for _, whole in some)) for some in parts.values()]
+    whole = math.fsum(one for _, one in sums)
+    if not whole:
+        raise UserError("no attempts to score; evaluate on at least one question")
+    ratio = math.fsum(got for got, _ in sums) / whole
+    if len(sums) < 2:
+        return ratio, None
+    residuals = math.fsum((got - ratio * one) ** 2 for got, one in sums)
+    return ratio, math.sqrt(residuals * len(sums) / (len(sums) - 1)) / whole
+
+
+def pass_at(k: int, attempts: Sequence[Attempt]) -> float:
+    """The chance that `k` answers to a question, drawn from its samples without replacement, hold a correct one.
+
+    The unbiased estimate of Chen et al. 2021 (arXiv 2107.03374), the mean over questions. Raises `ValueError` where a
+    question has fewer than `k` samples.
+    """
+    chances: list[float] = []
+    for values in _by_question(attempts).values():
+        n, correct = len(values), sum(attempt.outcome == "correct" for attempt in values)
+        if n < k:
+            raise ValueError(f"{k} of {n} samples")
+        chances.append(1.0 - math.comb(n - correct, k) / math.comb(n, k))
+    return fmean(chances)
+
+
+def majority(attempts: Sequence[Attempt]) -> float:
+    """The share of questions whose most frequent answer is correct (maj@k over all k samples).
+
+    Answers are alike where they are written alike; of equally frequent ones each counts in part. Answers that could not
+    be read or were cut off have no say, and a question without any other is wrong.
+    """
+    shares: list[float] = []
+    for values in _by_question(attempts).values():
+        votes: dict[str, list[bool]] = {}
+        for attempt in values:
+            if attempt.verdict.answer is not None and attempt.outcome in ("correct", "wrong"):
+                votes.setdefault("".join(attempt.verdict.answer.split()), []).append(attempt.outcome == "correct")
+        most = max(map(len, votes.values()), default=0)
+        winners = [fmean(found) for found in votes.values() if len(found) == most]
+        shares.append(fmean(winners) if winners else 0.0)
+    return fmean(shares)
+
+
+def _by_question(attempts: Sequence[Attempt]) -> dict[str, list[Attempt]]:
+    grouped: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        grouped.setdefault(attempt.problem_id, []).append(attempt)
+    return grouped
 
 
 def compare(before: Sequence[Attempt], after: Sequence[Attempt]) -> Difference:

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from spot.schema import FinishReason, Message, Sampling, as_dicts
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,18 @@ class Model(Protocol):
         resumed run gives the same replies as an uninterrupted one.
         """
         ...
+
+
+@asynccontextmanager
+async def closed(groups: AsyncIterator[Item]) -> AsyncGenerator[AsyncIterator[Item]]:
+    """`groups`, closed at the end of the `with` block whatever ends it: a generator that is left is closed by the event
+    loop some time, and what it had under way goes on until then."""
+    try:
+        yield groups
+    finally:
+        close = getattr(groups, "aclose", None)
+        if close is not None:
+            await close()
 
 
 def request_key(endpoint: str, request: Request, sampling: Sampling) -> str:

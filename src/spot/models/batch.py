@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 from spot.errors import UserError
 from spot.models import wire
-from spot.models.base import Gate, Reply, Request, request_key
+from spot.models.base import Gate, Reply, Request, closed, request_key
 from spot.models.batch_book import BatchBook
 from spot.models.batch_lines import write_line
 from spot.models.batch_outbox import Job, Limits, Outbox
@@ -100,8 +100,9 @@ class BatchModel:
             outbox = Outbox(gate, sampling, write, self._terms.waits.grace)
             run = Run(self._terms, self._book, provider, outbox, gate, jobs)
             try:
-                async for replies in run.replies():
-                    yield replies
+                async with closed(run.replies()) as groups:
+                    async for replies in groups:
+                        yield replies
             finally:
                 await run.close()
 

@@ -129,6 +129,7 @@ class Run:
         self.error: Exception | None = None
         self.ended = False
         self._draining = True
+        self._drained_by = math.inf
         self.answered = answered
         self._pool = pool
         self._sampling = sampling
@@ -156,15 +157,17 @@ class Run:
         self._taken = 0
         self._pump()
         while not self._back:
-            if self.ended and not (self._draining and self._under_way()):
+            if self.ended and not (self._draining and self._under_way() and self._loop.time() < self._drained_by):
                 return []
             if not (self._flights or self._fresh or self._retries):
                 return []
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), None if self._gate is None else STALLED)
+                patience = STALLED if self._gate is not None or self._drained_by < math.inf else None
+                async with asyncio.timeout(patience):  # `wait_for` may lose a cancellation that comes with the event
+                    await self._arrived.wait()
             except TimeoutError:
-                if self._all_admitting() and not self._back:
+                if not self.ended and self._all_admitting() and not self._back:
                     return None
         outcomes, self._back = [outcome for _, outcome in self._back], []
         self._taken = len(outcomes)
@@ -173,10 +176,11 @@ class Run:
     def _all_admitting(self) -> bool:
         return bool(self._flights) and not self._retries and all(flight.admitting for flight in self._flights.values())
 
-    def end(self, error: Exception | None, drain: bool = True) -> None:
-        """Send nothing more; what is in flight is waited for with `drain`, else called off."""
+    def end(self, error: Exception | None, drain: bool = True, at_most: float = math.inf) -> None:
+        """Send nothing more; what is in flight is waited for with `drain`, `at_most` seconds, else called off."""
         if not self.ended:
             self.ended, self.error, self._draining = True, error, drain
+            self._drained_by = self._loop.time() + at_most
             self._arrived.set()
 
     async def close(self) -> None:
@@ -322,7 +326,8 @@ class Run:
         if outcome.about in ("setup", "money", "request") and self._believed(server, outcome):
             server.pace.answered(flight.number)
             if outcome.about == "setup":
-                self.end(UserError(outcome.why), drain=self.answered)
+                # Those beside it are told the same in a moment, and are then known to have cost nothing.
+                self.end(UserError(outcome.why), at_most=math.inf if self.answered else GRACE)
             elif outcome.about == "money":
                 self.end(no_money(server.base_url, outcome))
             return outcome.about == "request" and self._done(flight.job, outcome)

@@ -175,7 +175,7 @@ class EndpointModel:
         except wire.UnreadableError as error:
             return Failure(request.id, "unclear", str(error), charged=None, status=200)
         if isinstance(reply, Reply):
-            return reply
+            return diagnosis.without_key(reply)
         return Failure(request.id, "request", diagnosis.clean(reply.why), charged=None, status=200)
 
 

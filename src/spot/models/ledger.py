@@ -42,6 +42,10 @@ INSERT OR IGNORE INTO account VALUES (0, 0, 0);
 FOREIGN_SECONDS = 3600.0
 """How long a request that another host has sent is waited for; longer than any try may take."""
 
+NO_USAGE = ", no usage"
+"""Behind the outcome of replies whose server did not say what they used: they are booked at the most they can cost."""
+
+_ROUNDING = 1e-9  # dollars; what sums of reservations, each taken back, leave
 _BATCH = 500  # keys in one query; SQLite takes at least 999
 
 
@@ -315,13 +319,15 @@ class Ledger:
     def spent(self) -> tuple[float, float]:
         """Dollars spent, and dollars that open tries may cost or have cost."""
         spent, open_ = self._database.execute("SELECT spent, open FROM account").fetchone()
-        return float(spent), max(0.0, float(open_))
+        return float(spent), float(open_) if open_ > _ROUNDING else 0.0
 
     def lines(self) -> list[Line]:
         """The account by stage, model and outcome."""
         with self._errors():
             rows = self._database.execute(
-                "SELECT stage, model, CASE WHEN replied > 0 THEN finish_reason WHEN sends > refused THEN 'unknown' "
+                "SELECT stage, model, CASE WHEN replied > 0 AND prompt_tokens IS NULL AND cost > 0 "
+                f"THEN finish_reason || '{NO_USAGE}' WHEN replied > 0 THEN finish_reason "
+                "WHEN sends > refused THEN 'unknown' "
                 "ELSE 'refused' END AS outcome, COUNT(*), COALESCE(SUM(prompt_tokens), 0), "
                 "COALESCE(SUM(completion_tokens), 0), COALESCE(SUM(cost), 0), "
                 "SUM(worst * (sends - refused - replied)) FROM requests GROUP BY stage, model, outcome "
@@ -343,7 +349,9 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             full = "full" in str(error)
-            mend = "free some room and run the same command again" if full else "is it a ledger, and can it be written?"
+            if "not a database" in str(error):
+                raise UserError(f"{self.path}: not a ledger; name a run directory or its ledger.sqlite") from error
+            mend = "free some room and run the same command again" if full else "can it be read and written?"
             raise UserError(f"{self.path}: {error}; {mend}; what was committed is kept") from error
 
 

@@ -11,8 +11,9 @@ share of torch's threads, and its copy of the modules. Batches come out in their
 import asyncio
 import copy
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from queue import SimpleQueue
@@ -133,12 +134,21 @@ class LocalModel:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
+    @contextmanager
+    def borrowed(self) -> Generator[tuple[Any, Any, torch.device]]:
+        """The model, its tokenizer and its device, for whoever wants more of it than answers; for one at a time."""
+        model = self._models.get()
+        try:
+            yield model, self._tokenizer, self._device
+        finally:
+            self._models.put(model)
+
     def _prepare(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[_Prompt], list[Reply]]:
         """Tokenize every request; those that cannot be asked come back as replies that say why."""
         rendered: dict[tuple[Message, ...], str | TemplateError] = {}
         for request in requests:
             if request.messages not in rendered:
-                rendered[request.messages] = self._render(request.messages)
+                rendered[request.messages] = self.render(request.messages)
         texts = list(dict.fromkeys(text for text in rendered.values() if isinstance(text, str)))
         # Not verbose: its warning of a prompt that is too long comes before our line about it, and says less.
         encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
@@ -166,7 +176,8 @@ class LocalModel:
                 prompts.append(_Prompt(request, token_ids, min(room, sampling.max_new_tokens)))
         return prompts, refused
 
-    def _render(self, messages: tuple[Message, ...]) -> str | TemplateError:
+    def render(self, messages: tuple[Message, ...]) -> str | TemplateError:
+        """The prompt as the model reads it, or why the chat template refuses it."""
         try:
             return self._tokenizer.apply_chat_template(
                 as_dicts(list(messages)),

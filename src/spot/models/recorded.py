@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from spot.errors import StoppedEarly, UserError
-from spot.models.base import Model, NoMore, Reply, Request, request_key
+from spot.models.base import Model, NoMore, Reply, Request, closed, request_key
 from spot.models.ledger import Admit, Answer, Entry, Ledger, Operation, Prices, Refused, Replied
 from spot.schema import Sampling, as_dicts
 
@@ -78,8 +78,9 @@ class RecordedModel:
         gate = _LedgerGate(self, key_of, sampling)
         try:
             # All requests are passed, because a local model forms its batches over the whole list.
-            async for group in self._asked(gate, list(by_id.values()), sampling, answered):
-                yield group
+            async with closed(self._asked(gate, list(by_id.values()), sampling, answered)) as groups:
+                async for group in groups:
+                    yield group
         finally:
             await gate.close()
 
@@ -102,9 +103,10 @@ class RecordedModel:
             todo = {key_of[request.id]: request.id for request in requests if request.id not in answered}
             elsewhere = {todo[key] for key in self._ledger.in_flight_elsewhere(list(todo))}
             if len(todo) > len(elsewhere):
-                async for replies in self._sent(gate, requests, sampling, frozenset(answered | elsewhere)):
-                    answered.update(reply.id for reply in replies)
-                    yield replies
+                async with closed(self._sent(gate, requests, sampling, frozenset(answered | elsewhere))) as groups:
+                    async for replies in groups:
+                        answered.update(reply.id for reply in replies)
+                        yield replies
                 elsewhere |= gate.skipped
             if not elsewhere:
                 return
@@ -122,15 +124,12 @@ class RecordedModel:
         else:
             # A model in process: what it costs is time, but its replies are on record like any other.
             await gate.admit_all([request for request in requests if request.id not in done])
-        replies = self._model.generate(requests, sampling, done | gate.skipped)
         try:
-            async for group in replies:
-                await gate.replied(group)
-                yield group
+            async with closed(self._model.generate(requests, sampling, done | gate.skipped)) as groups:
+                async for group in groups:
+                    await gate.replied(group)
+                    yield group
         finally:
-            close = getattr(replies, "aclose", None)
-            if close is not None:
-                await close()
             if self.gated:
                 sends.gate = None
 
@@ -213,8 +212,8 @@ class _LedgerGate:
     def _no_room(self, worst: float) -> StoppedEarly:
         spent, open_ = self._model.ledger.spent()
         return StoppedEarly(
-            f"max_cost: ${spent:.2f} are spent, up to ${open_:.2f} may be, and the next request could cost "
-            f"${worst:.2f}, which is more than ${self._model.max_cost:g} allow; raise it and run the same command "
+            f"max_cost: {dollars(spent)} are spent, up to {dollars(open_)} may be, and the next request could cost "
+            f"{dollars(worst)}, which is more than ${self._model.max_cost:g} allow; raise it and run the same command "
             "again, it goes on from here"
         )
 
@@ -293,6 +292,11 @@ class _LedgerGate:
         """Wait until everything is committed."""
         while self._committing is not None and not self._committing.done():
             await self._committing
+
+
+def dollars(amount: float) -> str:
+    """An amount in dollars, cents where it is whole ones and more, else down to a hundredth of a cent."""
+    return f"${amount:.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
 
 
 def worst_cost(request: Request, sampling: Sampling, prices: Prices) -> float:

@@ -17,11 +17,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Correction:
-    """An Oracle's answer to one failure. `text` is `None` where it gave none, and `reason` says why."""
+    """An Oracle's answer to one failure. `text` is `None` where it gave none; `reason` says why in a word, `detail` in
+    what words somebody else did (a server, say)."""
 
     attempt_id: str
     text: str | None
     reason: str = ""
+    detail: str = ""
     candidate: int = 0
     prompt_version: str | None = None
     ledger_key: str | None = None

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from spot.models.base import Model, Reply, Request, request_key
+from spot.models.base import Model, Reply, Request, closed, request_key
 from spot.rectify.base import Correction, Failure
 from spot.rectify.parse import Markers, Parsed, extract_block, flaw, plain_reply
 from spot.rectify.patch import EditError, apply_edits
@@ -95,14 +95,16 @@ class ModelOracle:
     async def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
         """Corrections in groups as they come; what has to be asked again is asked once all have been asked."""
         if self.target is None or getattr(self._model, "gated", False):
-            async for corrections in self._corrected(failures):
-                yield corrections
+            async with closed(self._corrected(failures)) as groups:
+                async for corrections in groups:
+                    yield corrections
             return
         # Nobody lets the requests of a model in process out one by one: it gets as many failures as pairs are missing.
         rest = list(failures)
         while rest and (missing := self.target.missing):
-            async for corrections in self._corrected(rest[:missing]):
-                yield corrections
+            async with closed(self._corrected(rest[:missing])) as groups:
+                async for corrections in groups:
+                    yield corrections
             del rest[:missing]
 
     async def _corrected(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
@@ -119,21 +121,24 @@ class ModelOracle:
                 if not asked:
                     continue
                 requests = [asking.request for asking in asked.values()]
-                async for replies in self._model.generate(requests, self._sampling_of(enlarged)):
-                    outcomes = [self._read(asked[reply.id], reply) for reply in replies]
-                    if self.target is not None:
-                        # At once: their failures are on their way until it is known whether they bring a pair.
-                        going_on = [outcome for outcome in outcomes if isinstance(outcome, _GoingOn)]
-                        outcomes = [outcome for outcome in outcomes if not isinstance(outcome, _GoingOn)]
-                        async for continued in self._continued(going_on):
-                            outcomes += continued
-                    following += self._later(outcomes)
-                    if corrections := [outcome for outcome in outcomes if isinstance(outcome, Correction)]:
+                async with closed(self._model.generate(requests, self._sampling_of(enlarged))) as groups:
+                    async for replies in groups:
+                        outcomes = [self._read(asked[reply.id], reply) for reply in replies]
+                        if self.target is not None:
+                            # At once: their failures are on their way until it is known whether they bring a pair.
+                            going_on = [outcome for outcome in outcomes if isinstance(outcome, _GoingOn)]
+                            outcomes = [outcome for outcome in outcomes if not isinstance(outcome, _GoingOn)]
+                            async with closed(self._continued(going_on)) as answers:
+                                async for continued in answers:
+                                    outcomes += continued
+                        following += self._later(outcomes)
+                        if corrections := [outcome for outcome in outcomes if isinstance(outcome, Correction)]:
+                            yield corrections
+            async with closed(self._continued([item for item in following if isinstance(item, _GoingOn)])) as answers:
+                async for continued in answers:
+                    following += self._later(continued)
+                    if corrections := [outcome for outcome in continued if isinstance(outcome, Correction)]:
                         yield corrections
-            async for continued in self._continued([item for item in following if isinstance(item, _GoingOn)]):
-                following += self._later(continued)
-                if corrections := [outcome for outcome in continued if isinstance(outcome, Correction)]:
-                    yield corrections
             open_ = [item for item in following if isinstance(item, _Asking)]
 
     def judged(self, correction: Correction, accepted: bool) -> None:
@@ -144,6 +149,10 @@ class ModelOracle:
     def first(self, failure: Failure, candidate: int) -> _Asking:
         """What is asked first about a failure."""
         return self._asking(failure, candidate, number=0, rounds=0)
+
+    def key(self, request: Request) -> str:
+        """The ledger's key of a first request."""
+        return request_key(str(getattr(self._model, "fingerprint", self._model.name)), request, self._sampling)
 
     def identity(self, failure: Failure, candidate: int) -> str:
         """16 hex digits of a hash of what is asked first and how; not of where, since servers move."""
@@ -190,7 +199,7 @@ class ModelOracle:
         """What a reply leads to. A text with a reason cannot be used and is kept to be looked at."""
         if reply.finish_reason == "error":
             # Many servers refuse more tokens than they have; the first reply was cut off all the same.
-            return self._correction(asking, None, "truncated" if asking.enlarged else "no_reply")
+            return self._correction(asking, None, "truncated" if asking.enlarged else "no_reply", reply.error)
         if reply.finish_reason == "length":
             return self._correction(asking, None, "truncated") if asking.enlarged else self._enlarged(asking)
         parsed = plain_reply(reply.text) if self._template.plain else extract_block(reply.text, asking.markers)
@@ -257,8 +266,9 @@ class ModelOracle:
             )
             for item in going_on
         ]
-        async for replies in student.generate(requests, sampling):
-            yield await asyncio.to_thread(self._judged, [(waiting[reply.id], reply) for reply in replies])
+        async with closed(student.generate(requests, sampling)) as groups:
+            async for replies in groups:
+                yield await asyncio.to_thread(self._judged, [(waiting[reply.id], reply) for reply in replies])
 
     def _judged(self, continued: Sequence[tuple[_GoingOn, Reply]]) -> list[_Next]:
         return [self._gone_on(item, reply) for item, reply in continued]
@@ -267,7 +277,8 @@ class ModelOracle:
         assert self._continuation is not None
         asking = item.asking
         if reply.finish_reason != "stop":
-            return self._correction(asking, None, "truncated" if reply.finish_reason == "length" else "no_reply")
+            reason = "truncated" if reply.finish_reason == "length" else "no_reply"
+            return self._correction(asking, None, reason, reply.error)
         text = item.prefix + reply.text
         failure = asking.failure
         right = self._continuation.verifier(text, failure.problem).correct
@@ -276,12 +287,13 @@ class ModelOracle:
         now = Failure(failure.problem, failure.attempt.model_copy(update={"response": text, "token_ids": None}))
         return self._asking(now, asking.candidate, asking.request.attempt + 1, asking.rounds + 1)
 
-    def _correction(self, asking: _Asking, text: str | None, reason: str) -> Correction:
+    def _correction(self, asking: _Asking, text: str | None, reason: str, detail: str = "") -> Correction:
         endpoint = str(getattr(self._model, "fingerprint", self._model.name))
         return Correction(
             attempt_id=asking.failure.attempt.id,
             text=text,
             reason=reason,
+            detail=detail,
             candidate=asking.candidate,
             prompt_version=self._template.version + (f"+{tell_back_version()}" if asking.told_back else ""),
             ledger_key=request_key(endpoint, asking.request, self._sampling_of(asking.enlarged)),

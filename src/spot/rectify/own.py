@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, get_args
 
 from spot.errors import RunFailed, UserError
+from spot.models.base import closed
 from spot.plugin import load_function, own_code
 from spot.rectify.base import Correction, Failure, Oracle
 from spot.schema import Mode
@@ -52,8 +53,18 @@ class _Own:
                     groups.close()  # else Python complains that it was never awaited
                 what = f"correct returned {type(groups).__name__}"
                 raise RunFailed(f"oracle {self._spec!r}: {what}; make it `async def` with `yield` ({SEE})")
-            async for group in groups:
-                if not isinstance(group, list | tuple) or not all(isinstance(one, Correction) for one in group):
-                    what = f"correct yielded {type(group).__name__}"
-                    raise RunFailed(f"oracle {self._spec!r}: {what}, not a list of corrections; {SEE}")
-                yield list(group)
+            async with closed(groups):
+                async for group in groups:
+                    yield self._checked(group)
+
+    def _checked(self, group: Any) -> list[Correction]:
+        if not isinstance(group, list | tuple) or not all(isinstance(one, Correction) for one in group):
+            what = f"correct yielded {type(group).__name__}"
+            raise RunFailed(f"oracle {self._spec!r}: {what}, not a list of corrections; {SEE}")
+        corrections: list[Correction] = list(group)
+        for one in corrections:
+            text: Any = one.text
+            if not isinstance(text, str | None):
+                what = f"the text of its correction of {one.attempt_id!r} is {type(text).__name__}"
+                raise RunFailed(f"oracle {self._spec!r}: {what}, not text; {SEE}")
+        return corrections

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from spot.errors import UserError
+from spot.errors import RunFailed, UserError
+from spot.models.base import closed
 from spot.rectify.base import Correction, Failure, Oracle
 from spot.rectify.model_oracle import ModelOracle
 from spot.schema import Rectification, Verdict
@@ -74,7 +75,7 @@ async def rectify(
     `unscored`, `no_correction`. An Oracle that asks only for what is wanted is told of each correction whether it
     makes a pair, `within` considered.
 
-    Raises `UserError` for an Oracle that answers what it was not asked, and lets the Oracle's errors through.
+    Raises `RunFailed` for an Oracle that answers what it was not asked, and lets the Oracle's errors through.
     """
     failure_of = {failure.attempt.id: failure for failure in failures}
 
@@ -97,7 +98,7 @@ async def rectify(
         rows = await asyncio.to_thread(_all_judged, corrections, open_failures, oracle, verifier)
         for row in rows:
             if row.id in seen:
-                raise UserError(f"oracle {oracle.name!r} gave two corrections under the id {row.id!r}")
+                raise RunFailed(f"oracle {oracle.name!r} gave two corrections under the id {row.id!r}")
             seen.add(row.id)
         new = [row for row in rows if row.id not in have]
         appender.append(new)
@@ -107,9 +108,10 @@ async def rectify(
             on_progress(new)
 
     answered: set[str] = set()
-    async for group in oracle.correct(list(open_failures.values())):
-        await commit(group)
-        answered.update(correction.attempt_id for correction in group)
+    async with closed(oracle.correct(list(open_failures.values()))) as groups:
+        async for group in groups:
+            await commit(group)
+            answered.update(correction.attempt_id for correction in group)
     if not enough(oracle):
         await commit([Correction(id, None, "no_correction") for id in open_failures if id not in answered])
 
@@ -131,13 +133,14 @@ def _all_judged(
 def _failure_of(correction: Correction, failures: dict[str, Failure], oracle: Oracle) -> Failure:
     failure = failures.get(correction.attempt_id)
     if failure is None:
-        raise UserError(f"oracle {oracle.name!r} answered attempt {correction.attempt_id!r}, which it was not asked")
+        raise RunFailed(f"oracle {oracle.name!r} answered attempt {correction.attempt_id!r}, which it was not asked")
     return failure
 
 
 def _judged(failure: Failure, correction: Correction, oracle: Oracle, verifier: Verifier) -> Rectification:
     text = correction.text or ""
-    verdict = verifier(text, failure.problem) if text.strip() else Verdict(correct=None, reason="no text")
+    nothing = Verdict(correct=None, reason=correction.detail or "no text")
+    verdict = verifier(text, failure.problem) if text.strip() else nothing
     reason = correction.reason or _objection(text, failure.attempt.response, verdict)
     return Rectification(
         id=f"{correction.attempt_id}~{oracle.name}.{correction.candidate}",
@@ -175,5 +178,6 @@ def objections(rows: Sequence[Rectification]) -> str:
     reasons = Counter(row.reason for row in refused)
     first = refused[0]
     answer = "" if first.verdict.answer is None else f", it answers {first.verdict.answer[:60]!r}"
+    why = f" ({first.verdict.reason})" if first.reason == "no_reply" and first.verdict.reason != "no text" else ""
     counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-    return f"{counts}; the first is {first.attempt_id}: {first.reason}{answer}"
+    return f"{counts}; the first is {first.attempt_id}: {first.reason}{why}{answer}"

@@ -47,6 +47,7 @@ class Accuracy(Part):
     samples: Count | None = None
     truncated: Count = 0
     unscored: Count = 0
+    unanswered: Count = 0
 
 
 class Change(Part):
