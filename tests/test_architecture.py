@@ -36,6 +36,7 @@ ALLOWED = {
     "opening": {"errors", "hub", "schema", "store", "config", "models", "rectify", "verify", "lab"},
     "account": {"errors", "schema", "store", "config", "opening", "models", "rectify"},
     "sets": {"errors", "schema", "store", "config", "opening", "stages"},
+    "measure": {"errors", "schema", "store", "config", "opening", "stages", "evaluate"},
     "report": {"errors", "schema", "store", "config", "evaluate", "pairs", "audit.summary", "report"},
     "doctor": {"errors", "schema", "models"},
 }

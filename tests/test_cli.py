@@ -129,7 +129,7 @@ def test_bad_use_of_a_stage_is_one_line_and_nothing_is_left(
     write_rows(tmp_path / "astray.jsonl", [FIXED.model_copy(update={"attempt_id": "a"})])
     code, errors = spot_here(*STAGES[stage].split(), *changed)
     assert code == 2 and errors.startswith("error: ") and message in errors and errors.count("\n") == 1, errors
-    assert {path.name for path in (tmp_path / "out").glob("*")} <= {"r.ledger.sqlite"}
+    assert {path.name for path in (tmp_path / "out").glob("*")} <= {"a.ledger.sqlite", "r.ledger.sqlite"}
 
 
 @pytest.mark.parametrize("stage", ["elicit", "rectify"])
@@ -142,7 +142,7 @@ def test_a_refused_key_is_one_line_and_nothing_is_left(spot_here: SpotHere, tmp_
         }
         code, errors = spot_here(*STAGES[stage].split(), *settings[stage])
     assert code == 2 and "wants a key (HTTP 401)" in errors and errors.count("\n") == 1
-    assert {path.name for path in (tmp_path / "out").glob("*")} <= {"r.ledger.sqlite"}
+    assert {path.name for path in (tmp_path / "out").glob("*")} <= {"a.ledger.sqlite", "r.ledger.sqlite"}
 
 
 def test_a_full_disk_under_the_output_of_a_command_is_one_line(
@@ -263,7 +263,7 @@ DOCTORED = {
     "rectify.oracle=mine:broken": "ZeroDivisionError",
     "train.objective=bco": "train: unknown loss 'bco'",
     "train.objective=mine:absent": "module 'mine' has no 'absent'",
-    "evaluate.tasks=[ifeval]": "unknown task 'ifeval'",
+    "evaluate.tasks=[ifevall]": "unknown task 'ifevall'",
 }
 
 

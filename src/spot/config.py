@@ -139,10 +139,9 @@ class ProblemsSection(Section):
     answer_pattern: str | None = None
 
 
-class SamplingSection(Section):
-    """How the student is asked (method.md: temperature 0.7, top-p 0.8, at most 32,768 new tokens)."""
+class DrawnSection(Section):
+    """How answers are drawn (method.md: temperature 0.7, top-p 0.8, at most 32,768 new tokens)."""
 
-    samples: int = Field(default=1, ge=1)
     temperature: float = Field(default=0.7, ge=0)
     top_p: float = Field(default=0.8, gt=0, le=1)
     max_new_tokens: int = Field(default=32768, ge=1)
@@ -150,6 +149,12 @@ class SamplingSection(Section):
     def sampling(self, seed: int) -> Sampling:
         """These settings with the run's seed."""
         return Sampling(temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, seed=seed)
+
+
+class SamplingSection(DrawnSection):
+    """How the student is asked, and how often each problem is."""
+
+    samples: int = Field(default=1, ge=1)
 
 
 class ElicitSection(SamplingSection):
@@ -231,11 +236,19 @@ class TrainSection(Section):
         return [self.objective] if isinstance(self.objective, str) else self.objective
 
 
-class EvaluateSection(SamplingSection):
-    """Measuring before and after. `tasks` are the lab's families or files of problems; empty means nothing."""
+class EvaluateSection(DrawnSection):
+    """Measuring before and after. `tasks` are benchmarks (`paper`: its nine), the lab's families, files of problems, or
+    `module:function`; empty means nothing.
+
+    Each question is asked `samples` times, by default as often as its task says. `data_dir` has the benchmarks' files
+    in place of the hub's, `prompts` is a YAML file of templates by task. `questions` cuts every task.
+    """
 
     tasks: list[str] = []
+    samples: int | None = Field(default=None, ge=1)
     questions: int | None = Field(default=None, ge=1)
+    data_dir: Path | None = None
+    prompts: Path | None = None
     seed: int = Field(default=1, ge=0)
 
 

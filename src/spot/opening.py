@@ -29,16 +29,18 @@ def open_ledger(path: Path) -> "Ledger":
     return Ledger(path)
 
 
-def open_model(section: StudentSection, trained: Path | None = None, ledger: "Ledger | None" = None) -> Model:
+def open_model(
+    section: StudentSection, trained: Path | None = None, ledger: "Ledger | None" = None, stage: str = "elicit"
+) -> Model:
     """The student, behind its endpoint or in process; or in process what it became by training.
 
     Rows call the student by `student.model` and the other `trained`, with a fingerprint of the files. What it is asked
-    over a network goes through `ledger`, where there is one.
+    over a network goes through `ledger`, where there is one, as `stage`.
     """
     if section.base_url is not None and trained is None:
         if ledger is None and section.max_cost is not None:
-            raise UserError("student.max_cost: nothing keeps an account here; spot run, elicit and rectify do")
-        return recorded(endpoint(section, section.served_as or section.model), ledger, "elicit", section)
+            raise UserError("student.max_cost: nothing keeps an account here; spot run, rectify and eval do")
+        return recorded(endpoint(section, section.served_as or section.model), ledger, stage, section)
     from spot.models.local import LocalModel
 
     path = model_path(section.model) if trained is None else str(trained)

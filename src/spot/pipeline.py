@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -82,7 +83,9 @@ def preflight(
     if "rectify" in ahead:
         yield "rectify.oracle", partial(open_oracle, config, Asking(on_bad_row=skip))
     if "evaluate" in ahead:
-        yield "evaluate.tasks", partial(stages.evaluation_problems, config.evaluate, config.problems, skip, [])
+        # Rows of benchmarks come from a network, too.
+        look = stages.exams if fetch or config.evaluate.data_dir else stages.tasks_of
+        yield "evaluate.tasks", partial(look, config.evaluate, config.problems, skip, [])
     # Last, since these load torch.
     if "train" in ahead:
         work, metrics = run.dir / "checkpoints", run.dir / "metrics.jsonl"
@@ -286,18 +289,18 @@ class Pipeline:
         """Measure the student before and after."""
         config = self.config
         bad_rows: list[Dropped] = []
-        tasks = stages.evaluation_problems(config.evaluate, config.problems, config.run.on_bad_row, bad_rows)
-        for task, (questions, verifier) in tasks.items():
+        tasks = stages.exams(config.evaluate, config.problems, config.run.on_bad_row, bad_rows)
+        for task, exam in tasks.items():
             # Kept from the first go on, like the run's problems: what was asked must not change under its answers.
             path = self.run / "eval" / "problems" / f"{task}.jsonl"
             if not path.exists():
-                write_rows(path, questions)
-            tasks[task] = (read_rows(path, Problem), verifier)
+                write_rows(path, exam.problems)
+            tasks[task] = replace(exam, problems=read_rows(path, Problem))
         if not tasks:
             return "no tasks, nothing measured"
         if (self.run / "pairs.jsonl").exists():
             pairs = read_rows(self.run / "pairs.jsonl", Pair)
-            for note in filter(None, (overlap_note(task, tasks[task][0], pairs) for task in tasks)):
+            for note in filter(None, (overlap_note(task, tasks[task].problems, pairs) for task in tasks)):
                 sys.stderr.write(f"warning: {note}\n")
         trained = self._needs("model", "train")
         for side, weights in {"before": None, "after": trained}.items():
@@ -307,7 +310,7 @@ class Pipeline:
             del model
             gc.collect()  # one model at a time in memory
         self._drop("evaluate", bad_rows)
-        return f"{sum(len(questions) for questions, _ in tasks.values()):,} questions, before and after"
+        return f"{sum(len(exam.problems) for exam in tasks.values()):,} questions, before and after"
 
     def report(self) -> str:
         """Sum up in `summary.json` and `report.html`."""

@@ -5,7 +5,7 @@ directory (`pipeline`) and a single command (`cli`). Each can be killed at any m
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +13,13 @@ from rich.console import Console
 
 from spot import interrupt
 from spot.config import (
+    DrawnSection,
     ElicitSection,
     EvaluateSection,
     FilterSection,
     ProblemsSection,
     RectifySection,
     RunConfig,
-    SamplingSection,
     TrainSection,
 )
 from spot.errors import UserError
@@ -31,6 +31,10 @@ from spot.store import Appender, OnBadRow, read_rows
 from spot.verify.base import Verifier
 
 if TYPE_CHECKING:
+    from spot.answer import Variant
+    from spot.evaluate.results import Results
+    from spot.evaluate.run import Exam
+    from spot.evaluate.task import Task
     from spot.models.base import Model
     from spot.pairs.filter import Filtered
     from spot.rectify.base import Oracle
@@ -38,8 +42,6 @@ if TYPE_CHECKING:
     from spot.rectify.target import Target
     from spot.train.config import SpotConfig
     from spot.train.run import TrainResult
-
-LAB_FAMILIES = ("in_domain", "ood", "instructions")
 
 
 def load_problems(section: ProblemsSection, seed: int, on_bad_row: OnBadRow, dropped: list[Dropped]) -> list[Problem]:
@@ -58,11 +60,13 @@ def ask(
     problems: Sequence[Problem],
     model: "Model",
     verifier: Verifier,
-    section: SamplingSection,
+    section: DrawnSection,
     seed: int,
     output: Path,
     title: str,
     console: Console,
+    samples: int = 1,
+    variant: "Variant | None" = None,
 ) -> list[Attempt]:
     """Ask, verify and store; the one machinery behind elicitation and evaluation."""
     from spot.answer import answer
@@ -77,9 +81,10 @@ def ask(
                 problems,
                 model,
                 verifier,
-                samples=section.samples,
+                samples=samples,
                 sampling=section.sampling(seed),
                 path=output,
+                variant=variant,
                 on_progress=show,
             )
         )
@@ -102,7 +107,7 @@ def elicit(
 
         return import_answers(section.attempts, problems, verifier, output, on_bad_row, dropped)
     assert model is not None
-    return ask(problems, model, verifier, section, seed, output, "elicit", console)
+    return ask(problems, model, verifier, section, seed, output, "elicit", console, section.samples)
 
 
 def rectify(
@@ -296,46 +301,84 @@ def train(
         return fit(pairs, student, model_dir, args, show, peft_config=peft_config(section))
 
 
-def evaluation_problems(
+def tasks_of(
     section: EvaluateSection, problems: ProblemsSection, on_bad_row: OnBadRow, dropped: list[Dropped]
-) -> dict[str, tuple[list[Problem], Verifier]]:
-    """Each task's questions and verifier: a family of the lab, or a file of problems by its stem."""
-    from spot.verify.resolve import resolve
+) -> "list[Task]":
+    """What is to be measured; rows of benchmarks are not looked for yet."""
+    from spot.evaluate.registry import find_tasks
 
-    tasks: dict[str, tuple[list[Problem], Verifier]] = {}
-    names = Counter(Path(task).stem for task in section.tasks)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise UserError(f"two tasks are called {twice[0]!r}; a task is named by its file, rename one")
-    for task in section.tasks:
-        if task in LAB_FAMILIES:
-            from spot.lab.world import World
+    return find_tasks(
+        section.tasks,
+        world=problems.world,
+        lab_seed=section.seed,
+        lab_questions=section.questions,
+        on_bad_row=on_bad_row,
+        dropped=dropped,
+    )
 
-            questions = World.load(problems.world).problems(task, "test", section.questions or 400, section.seed)
-            tasks[task] = (questions, resolve("lab"))
-        elif Path(task).suffix in {".jsonl", ".parquet"}:
-            rows = read_rows(Path(task), Problem, on_bad_row, dropped)[: section.questions]
-            if not rows:
-                raise UserError(f"{task}: no problems")
-            tasks[Path(task).stem] = (rows, open_verifier(problems))
-        else:
-            raise UserError(
-                f"unknown task {task!r}; known: {', '.join(LAB_FAMILIES)}, or a .jsonl or .parquet of problems"
-            )
-    return tasks
+
+def exams(
+    section: EvaluateSection, problems: ProblemsSection, on_bad_row: OnBadRow, dropped: list[Dropped]
+) -> "dict[str, Exam]":
+    """What is measured, by name: the questions and who judges them."""
+    from spot.evaluate.prompting import read_prompts
+    from spot.evaluate.run import Exam, exam
+
+    tasks = tasks_of(section, problems, on_bad_row, dropped)
+    prompts = {} if section.prompts is None else read_prompts(section.prompts, tasks)
+    found = [exam(task, section.data_dir, prompts.get(task.name), section.questions) for task in tasks]
+    # A file of the user's is judged as the run's problems are.
+    own = open_verifier(problems) if any(one.task.verifier == "" for one in found) else None
+    return {
+        one.task.name: one if one.task.verifier or own is None else Exam(one.task, one.problems, own) for one in found
+    }
 
 
 def evaluate(
-    tasks: dict[str, tuple[list[Problem], Verifier]],
+    tasks: "Mapping[str, Exam]",
     model: "Model",
     section: EvaluateSection,
     output_dir: Path,
     title: str,
     console: Console,
-) -> None:
-    """Answer every task with `model`, one file of attempts a task in `output_dir`."""
-    for task, (questions, verifier) in tasks.items():
-        path = output_dir / f"{task}.jsonl"
-        ask(questions, model, verifier, section, section.seed, path, f"{title} {task}", console)
+) -> "Results":
+    """Answer every task with `model`, one file of attempts a task in `output_dir`, and `results.json` over all."""
+    from spot.evaluate.results import write_results
+    from spot.evaluate.run import results_of
+
+    askers = {name: _asker(exam, model) for name, exam in tasks.items()}
+    answers: dict[str, list[Attempt]] = {}
+    for name, exam in tasks.items():
+        answers[name] = ask(
+            exam.problems,
+            askers[name],
+            exam.verifier,
+            section,
+            section.seed,
+            output_dir / f"{name}.jsonl",
+            f"{title} {name}",
+            console,
+            samples=section.samples or exam.task.repeats,
+            variant=exam.task.variant,
+        )
+    results = results_of(model.name, section.sampling(section.seed), tasks, answers)
+    write_results(output_dir, results)
+    return results
+
+
+def _asker(exam: "Exam", model: "Model") -> "Model":
+    """Who answers: the model, or for a test of likelihoods one that scores the known choices with it."""
+    if exam.task.scored_by == "answers":
+        return model
+    from spot.models.likelihood import LikelihoodModel
+    from spot.models.local import LocalModel
+
+    if not isinstance(model, LocalModel):
+        raise UserError(
+            f"{exam.task.name}: compares log-probabilities, which the model behind an endpoint does not give; name its "
+            "weights, or leave the task out"
+        )
+    return LikelihoodModel(model, {problem.id: problem.meta["choices"] for problem in exam.problems})
 
 
 def tally(attempts: Sequence[Attempt]) -> str:

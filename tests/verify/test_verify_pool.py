@@ -14,6 +14,7 @@ import pytest
 
 from spot.errors import RunFailed
 from spot.verify.pool import Pool
+from spot.verify.worker import MEMORY_BYTES
 
 TOWER = "9^{9^{9^9}}"
 
@@ -82,6 +83,16 @@ def test_a_worker_that_dies_at_work_is_reported_and_replaced() -> None:
     assert "died" in judgement.reason
     assert pool.judge("5", "4+1").correct is True
     pool.close()
+
+
+def test_a_worker_has_a_limit_of_memory_and_says_where_it_is_reached(pool: Pool) -> None:
+    pool.start()
+    (pid,) = pool.process_ids()
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    (address_space,) = [line.split()[3] for line in limits if line.startswith("Max address space")]
+    assert int(address_space) <= MEMORY_BYTES
+    assert pool.judge("5", "10^{10^{10}}").correct is None
+    assert pool.judge("5", "4+1").correct is True
 
 
 def test_workers_start_only_when_needed_and_one_caller_needs_one() -> None:

@@ -1,6 +1,7 @@
 """The `spot` command: parse, build, call. Heavy imports happen inside the commands, so that `spot --help` is quick."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -101,7 +102,8 @@ def elicit_command(
 ) -> None:
     """Ask the student every problem and verify its answers."""
     from spot import stages
-    from spot.opening import open_model, open_verifier
+    from spot.account import print_spent
+    from spot.opening import open_ledger, open_model, open_verifier
     from spot.schema import Dropped
     from spot.store import locked
 
@@ -111,21 +113,20 @@ def elicit_command(
     config = overridden(raw, overrides, keys, on_bad_row)
     dropped: list[Dropped] = []
     asked = stages.load_problems(config.problems, config.run.seed, config.run.on_bad_row, dropped)
-    student = None if config.elicit.attempts else open_model(config.student)
-    with locked(output):
-        attempts = stages.elicit(
-            asked,
-            student,
-            config.elicit,
-            open_verifier(config.problems),
-            config.run.seed,
-            output,
-            console := new_console(),
-            config.run.on_bad_row,
-            dropped,
-        )
-        told = record(dropped, output)
+    ask, account, console = config.elicit.attempts is None, output.with_suffix(".ledger.sqlite"), new_console()
+    paid = ask and config.student.base_url is not None
+    with open_ledger(account) if paid else nullcontext() as ledger:
+        student = open_model(config.student, ledger=ledger) if ask else None
+        verifier = open_verifier(config.problems)
+        with locked(output):
+            attempts = stages.elicit(
+                *(asked, student, config.elicit, verifier, config.run.seed, output, console),
+                *(config.run.on_bad_row, dropped),
+            )
+            told = record(dropped, output)
     console.print(f"{output}: {stages.tally(attempts)}{told}", highlight=False, soft_wrap=True)
+    if paid:
+        print_spent(account, console)
 
 
 @app.command(
@@ -230,30 +231,51 @@ def train_command(context: typer.Context) -> None:
     train_main(context.args)
 
 
-@app.command("eval", epilog="Example: spot eval --model runs/demo/model --tasks in_domain,ood --output evals/after")
+@app.command("eval", epilog="Example: spot eval --model Qwen/Qwen3-8B --tasks paper --output evals/base; then another "
+    "model into evals/new, and spot eval --compare evals/base evals/new")  # fmt: skip
 def eval_command(
-    model: Model,
-    tasks: Annotated[str, typer.Option(help="Families of the lab or files of problems, separated by commas.")],
-    output: Annotated[Path, typer.Option(help="The directory to write one file of attempts a task to.")],
     overrides: Overrides = None,
-) -> None:
-    """Answer tasks with a model and print mean and standard error over questions."""
-    from spot import stages
-    from spot.evaluate.statistics import score
-    from spot.opening import open_model
-    from spot.schema import Attempt
-    from spot.store import locked, read_rows
+    model: Annotated[
+        str | None, typer.Option(help="A model directory or adapter, a hub name, or lab; see student.base_url.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Benchmarks, separated by commas: paper (its nine), aime24, ifeval, ..., in_domain, ood, "
+        "instructions (the lab's), files of problems, module:function."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The directory to write answers and scores to.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data_dir", "--data-dir", help="Files of the benchmarks, in place of the hub.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A YAML file of templates by task, in place of ours.")] = None,
+    samples: Annotated[int | None, typer.Option(help="How often to ask each question; the task's own number.")] = None,
+    inspect_logs: Annotated[
+        Path | None, typer.Option("--inspect_logs", "--inspect-logs", help="Also write logs for inspect view here.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Compare what two evaluations wrote.")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="With --compare: what may be lost and still count as kept.")] = 0.02,
+) -> None:  # fmt: skip
+    """Measure a model on benchmarks, or compare two that were measured."""
+    from spot.measure import compare_evaluations, evaluate_model
 
-    raw = {"student": {"model": model}, "evaluate": {"tasks": tasks.split(",")}}
+    if compare is not None:
+        if model or tasks:
+            raise UserError("--compare takes two directories that spot eval wrote, and neither --model nor --tasks")
+        compare_evaluations(*compare, margin, output, new_console())
+        return
+    if model is None or tasks is None or output is None:
+        raise UserError("spot eval needs --model, --tasks and --output, or --compare A B")
+    paths = {"data_dir": data_dir, "prompts": prompts}
+    given = {key: str(path) for key, path in paths.items() if path is not None}
+    given |= {} if samples is None else {"samples": samples}
+    raw = {
+        "student": {"model": model},
+        "evaluate": {"tasks": tasks.split(","), **given},
+    }
     config = overridden(raw, overrides, ("student", "evaluate", "problems"))
-    console = new_console()
-    questions = stages.evaluation_problems(config.evaluate, config.problems, "error", [])
-    with locked(output):
-        stages.evaluate(questions, open_model(config.student), config.evaluate, output, "eval", console)
-    for task in questions:
-        found = score(read_rows(output / f"{task}.jsonl", Attempt))
-        error = "" if found.stderr is None else f" ± {100 * found.stderr:.1f}"
-        console.print(f"{task}: {100 * found.mean:.1f}{error} (n = {found.n})", highlight=False)
+    evaluate_model(config, output, inspect_logs, new_console())
 
 
 @app.command("connect4", epilog="Example: spot connect4 --n 500 --seed 0 --output connect4.jsonl")

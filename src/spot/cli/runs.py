@@ -104,8 +104,8 @@ def audit_command(
             return
         questions = kept_questions(run)
         if not questions:
-            tasks = stages.evaluation_problems(config.evaluate, config.problems, "error", [])
-            questions = {task: rows for task, (rows, _) in tasks.items()}
+            exams = stages.exams(config.evaluate, config.problems, "error", [])
+            questions = {task: list(exam.problems) for task, exam in exams.items()}
         summary = audit(
             *(run, config, questions, console),
             allow_overlap=allow_overlap,

@@ -12,9 +12,6 @@ from spot.verify import notation
 from spot.verify.boxed import last_boxed, last_match
 from spot.verify.pool import SHARED
 
-MAX_CHARACTERS = 2000
-"""Longer answers that are not plain integers are not compared: no known answer is of that length."""
-
 
 def verify(response: str, answer: str, pattern: str | None = None) -> Verdict:
     r"""Judge a response by its final answer. Safe in any thread; never raises on what a model wrote.
@@ -64,14 +61,57 @@ def _settle(given: str, gold: str) -> Verdict | None:
         return Verdict(correct=False, reason="no answer")
     if not gold:
         return Verdict(correct=None, answer=given, reason="the known answer is empty")
-    pairs = ((rule(given), rule(gold)) for rule in (notation.integer, notation.words, notation.numeral))
-    for given_value, gold_value in pairs:
-        if given_value is not None and gold_value is not None:
-            return Verdict(correct=given_value == gold_value, answer=given)
+    equal = _equal_as_written(given, gold)
+    if equal is not None:
+        return Verdict(correct=equal, answer=given)
     if notation.plain(given) == notation.plain(gold):
         return Verdict(correct=True, answer=given)
-    if len(given) > MAX_CHARACTERS or len(gold) > MAX_CHARACTERS:
+    if len(given) > notation.MAX_CHARACTERS or len(gold) > notation.MAX_CHARACTERS:
         return Verdict(
             correct=None, answer=given, reason=f"too long to compare ({max(len(given), len(gold))} characters)"
         )
     return None
+
+
+def _equal_as_written(given: str, gold: str) -> bool | None:
+    """Whether two integers, choices, words, numerals or times are equal; `None` where they are not both such."""
+    for rule in (notation.integer, notation.choice, notation.words):
+        given_value, gold_value = rule(given), rule(gold)
+        if given_value is not None and gold_value is not None:
+            return given_value == gold_value
+    equal = _same_rational(given, gold)
+    if equal is None:
+        equal = _same_numeral(given, gold)
+    return _same_time(given, gold) if equal is None else equal
+
+
+def _same_rational(given: str, gold: str) -> bool | None:
+    """Whether two fractions or decimals are equal, `None` where a decimal may be the other one rounded."""
+    known, said = notation.rational(gold), notation.rational(given)
+    if known is None or said is None:
+        return None
+    if known[0] == said[0]:
+        return True
+    rounded = known[1] or said[1]
+    return None if rounded and abs(known[0] - said[0]) < 1e-5 else False
+
+
+def _same_numeral(given: str, gold: str) -> bool | None:
+    """Whether two numerals are equal, `None` unless one names its base. Bare digits are in the known answer's base."""
+    known, said = notation.numeral(gold), notation.numeral(given)
+    if known is not None and said is not None:
+        return known[1] == said[1]
+    if known is not None and notation.plain(given).isalnum():
+        return notation.plain(given).lower() == known[0]
+    number = notation.integer(gold)
+    return str(said[1]) == number if said is not None and number is not None else None
+
+
+def _same_time(given: str, gold: str) -> bool | None:
+    """Whether two times of day are equal, `None` unless both are such. Without "a.m." or "p.m." either is meant."""
+    known, said = notation.clock(gold), notation.clock(given)
+    if known is None or said is None:
+        return None
+    if known[1] and said[1]:
+        return known == said
+    return known[0] % 720 == said[0] % 720 if known[1] or said[1] else known == said

@@ -1,84 +1,111 @@
-r"""How answers are written: the integers, words, units and scales that are settled on the text itself.
+r"""How answers are written: what is settled on the text itself, before anything is read as mathematics.
 
-math-verify reads most notations, but credits some wrong answers: it takes a bare word for a product of letters, drops
-units whatever they are (5 cm for 5 m, and `5t` for `5`), a scale word with them (5 million for 5), and the base of a
-numeral. These are settled here. Nothing in this module imports more than the standard library: the worker loads it.
+Decoration is taken off, Unicode's digits and signs become ASCII and LaTeX, and integers, choices, words, numerals with
+a base, times of day and lists are told apart. math-verify would take a bare word for a product of letters, drop a base
+and read the parts of a time as a ratio. Nothing in this module imports more than the standard library.
 """
 
 import re
 import unicodedata
-from typing import NamedTuple
+from fractions import Fraction
+
+MAX_CHARACTERS = 2000
+"""Longer answers that are not plain integers are not compared: no known answer is of that length."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_INVISIBLE = "".join(map(chr, [*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF, 0x61C]))
-_MINUS_SIGNS = "\u2212\ufe63\uff0d"
-_PLAIN = {**dict.fromkeys(map(ord, _INVISIBLE)), **dict.fromkeys(map(ord, _MINUS_SIGNS), "-")}
+_INVISIBLE = [*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xAD, 0x61C, 0xFEFF]
+_KEYCAP = [0xFE0F, 0x20E3]
+_SIGNS = {
+    "-": "\u2212\ufe63\u2010\u2011\u2012\u2013",
+    "/": "\u2044\u2215",
+    ".": "٫",
+    ",": "٬、",
+    "%": "٪",
+    "(": "⟨",
+    ")": "⟩",
+    r"\cdot ": "·⋅∙",
+    r"^{\circ}": "°º",
+    r"\infty ": "∞",
+    r"\pm ": "±",
+    r"\approx ": "≈",
+    r"\emptyset ": "∅",
+    r"\cup ": "∪",
+    r"\cap ": "∩",
+    r"\in ": "∈",
+    r"\mathbb{R}": "ℝ",
+}
+_UNICODE = {
+    **dict.fromkeys(_INVISIBLE + _KEYCAP),
+    **{ord(sign): text for text, signs in _SIGNS.items() for sign in signs},
+}
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_ROOT_SIGN = re.compile(r"√\s*(?:([0-9]+|[A-Za-z])|(?:\(([^()]*)\)|\{([^{}]*)\}))")
+_MONEY_SIGN = re.compile(r"\A([+-]?\s*)[€£¥₹](?=\s*[+-]?[0-9.])|(?<=[0-9])\s*[€£¥₹]\Z")
 
-_TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf))\s*"
-_UNWRAP = re.compile(_TEXT_COMMAND + r"\{([^{}]*)\}")
+TEXT_COMMAND = r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf))\s*"
+_UNWRAP = re.compile(TEXT_COMMAND + r"\{([^{}]*)\}")
 _DOLLARS = re.compile(r"\\?\$")
 _DELIMITERS = re.compile(r"\\[()\[\]]|\\?\$|\\(?:left|right|displaystyle)(?![A-Za-z])|\\[!,;: ]|~")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[!,;: ]\s*)(?=[0-9]{3}(?![0-9]))")
-_INTEGER = re.compile(r"([+-]?) ?(?:([1-9][0-9]{0,2}(?:,[0-9]{3})+)|([0-9]+))")
-_CURRENCY = re.compile(r"\A\s*(?:\\?\$|€|£|¥|₹)\s*(?=[+-]?[0-9])")
+_INTEGER = re.compile(r"([+-]?) ?(?:([1-9][0-9]{0,2}(?:(?:,[0-9]{3})+|(?: [0-9]{3})+))|([0-9]+))")
+_CURRENCY = re.compile(r"\A\s*\\?\$\s*(?=[+-]?[0-9])")
+_RATIONAL = re.compile(
+    r"(?P<sign>[+-]?) ?(?:(?P<whole>[0-9]{1,40})(?:(?P<point>\.)(?P<places>[0-9]{1,40}))?"
+    r"|(?P<top>[0-9]{1,40}) ?/ ?(?P<bottom>[0-9]{1,40})"
+    r"|\\[dt]?frac ?\{ ?(?P<above>-?[0-9]{1,40}) ?\} ?\{ ?(?P<below>[0-9]{1,40}) ?\})"
+)
 _WORDS = re.compile(r"[^\W\d_]+(?:[ '’-]+[^\W\d_]+)*")
-_NUMERAL = re.compile(r"(?=[A-Za-z]*[0-9])([0-9A-Za-z]+)_\{?([0-9]{1,2})\}?")
+_CHOICE = re.compile(r"\( ?([A-Za-z]) ?\)|([A-Za-z]) ?[).:]?")
+_CLOCK = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?(?: ?([ap])\.? ?m\b\.?)?", re.IGNORECASE)
+_NUMERAL = re.compile(r"(?=[A-Za-z]*[0-9])([0-9A-Za-z]+) ?_ ?(?:\{ ?([0-9]{1,2}|[a-z]+) ?\}|([0-9]{1,2}))")
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+
+# What changes how an answer looks and not what it says.
+_DECORATIONS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in {
+        r"\\(?:text)?color(?:box)?\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}": "",
+        r"\\(?:underline|ensuremath|boldsymbol|bm|pmb|emph)\s*(?=\{)": "",
+        r"\\(?:[hv]?phantom|hspace\*?|label|tag)\s*\{[^{}]*\}": " ",
+        r"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|bfseries|bf|textstyle|displaystyle)(?![A-Za-z])": "",
+        r"\\[bB]igg?[lrm]?(?![A-Za-z])": "",
+        r"\\(?:degree|textdegree)(?![A-Za-z])": r"^{\\circ}",
+        r"\\q?quad(?![A-Za-z])|~": " ",
+        r"\\varnothing(?![A-Za-z])": r"\\emptyset ",
+        r"\\langle(?![A-Za-z])": "(",
+        r"\\rangle(?![A-Za-z])": ")",
+    }.items()
+]
+_TRAILING = " \t\r\n,;"
+_LEADING = re.compile(r"\A(?:\s|=|\\approx(?![A-Za-z])|\\sim(?:eq)?(?![A-Za-z]))+")
 
 # Words that mean a value or an operation: never a unit, never plain text.
-_MATHEMATICAL = re.compile(
+MATHEMATICAL = re.compile(
     r"\b(?:and|or|inf(?:inity)?|percent|percentage|pct|mod|sin|cos|tan|cot|sec|csc|log|exp|sqrt|max|min|gcd|lcm|det|"
     r"alpha|beta|gamma|delta|epsilon|theta|lambda|sigma|tau|phi|rho|omega|"
     r"times|plus|minus|over|divided|to|not|if|dozen|squared|cubed|factorial|half|halves|thirds?|quarters?|fourths?|fifths?)\b",
     re.IGNORECASE,
 )
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SCALE = re.compile(
-    rf"(?<=[0-9])\s*(?:(?P<open>\\(?:text|mbox|mathrm)\s*\{{)\s*)?(?P<scale>{'|'.join(_SCALES)})\b", re.IGNORECASE
+_COMMAS = re.compile(r"(?<![0-9.,])[0-9]+(?:,[0-9]+)+")
+_GROUPED = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+")
+_SEPARATOR = re.compile(
+    r"\\[{}]|[\[\](){}]|,(?![0-9]{3}(?![0-9]))|;|\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b"
 )
-_SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9\\])([0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]+)(?![A-Za-z0-9])")
-_BARE_POINT = re.compile(r"(?<=[0-9])\.(?=\s*[-+*/)])")  # 1./3, as numpy writes it
-_UNIT_COMMAND = r"(?:\\(?:text(?:rm|normal)?|mbox)\s*\{[^{}]*\}|(?<=[0-9}\s,;])\\mathrm\s*\{[^{}]*\})"
-_SPACE = r"(?:\s|\\[,;: ]|~)*"
-_UNIT_TAIL = re.compile(rf"(?P<value>.*?[0-9A-Za-z}})!]){_SPACE}(?P<unit>{_UNIT_COMMAND}.*)", re.DOTALL)
-_UNIT_ONLY = re.compile(rf"(?:{_UNIT_COMMAND}|\^\s*\{{?\s*-?[0-9]\s*\}}?|\\[,;: ]|\\cdot|[\s/~.])+")
-_BARE_UNIT = re.compile(
-    r"(?P<value>[+-]?\s*[0-9][0-9.,/]*(?: \\times 10\^\{[0-9]+\})?)\s+(?P<unit>[A-Za-z][A-Za-z -]*)", re.DOTALL
-)
-
-# Unit, as it reads without a plural s: what it measures and how many of the smallest one listed it holds.
-_UNITS: dict[str, tuple[str, int]] = {
-    name: (dimension, size)
-    for dimension, sizes in {
-        "length": {"mm millimeter millimetre": 1, "cm centimeter centimetre": 10, "m meter metre": 1000}
-        | {"km kilometer kilometre": 10**6},
-        "customary length": {"inch inche": 1, "ft foot feet": 12, "yard yd": 36, "mile": 63360},
-        "mass": {"mg milligram": 1, "g gram": 1000, "kg kilogram": 10**6},
-        "time": {"s sec second": 1, "min minute": 60, "h hr hour": 3600, "day": 86400, "week": 604800},
-        "money": {"cent": 1, "dollar": 100},
-    }.items()
-    for names, size in sizes.items()
-    for name in names.split()
-}
-
-
-class Quantity(NamedTuple):
-    """An answer split in two: `value` in LaTeX, and the unit written after it, singular and lower case, or ``""``."""
-
-    value: str
-    unit: str
-
-    @property
-    def known(self) -> tuple[str, int] | None:
-        """What the unit measures and its size in the smallest unit of that kind; `None` for other units or none."""
-        return _UNITS.get(self.unit)
 
 
 def clean(text: str) -> str:
-    """`text` stripped, without direction marks, with ASCII digits and minus signs, and encodable as UTF-8."""
+    """`text` stripped, encodable as UTF-8, without decoration, and Unicode's digits and signs in ASCII and LaTeX."""
     if not text.isascii():
-        text = encodable(text).translate(_PLAIN)
-        text = "".join(_ascii_digit(character) for character in text)
-    return text.strip()
+        text = _unicode_to_latex(encodable(text).strip())
+    text = text.strip().strip("`")
+    if len(text) > 4 and text.startswith("**") and text.endswith("**"):
+        text = text[2:-2]
+    if "\\" in text and len(text) <= MAX_CHARACTERS:
+        for pattern, replacement in _DECORATIONS:
+            text = pattern.sub(replacement, text)
+    text = _LEADING.sub("", text).rstrip(_TRAILING)
+    return text.rstrip("\\").rstrip(_TRAILING)  # what is left of a line break or of a space command
 
 
 def encodable(text: str) -> str:
@@ -86,11 +113,26 @@ def encodable(text: str) -> str:
     return _SURROGATE.sub("\ufffd", text)
 
 
-def _ascii_digit(character: str) -> str:
+def _unicode_to_latex(text: str) -> str:
+    text = _MONEY_SIGN.sub(lambda found: found[1] or "", text)
+    for pattern, sign in ((_RAISED, "^"), (_LOWERED, "_")):
+        text = pattern.sub(lambda found, sign=sign: f"{sign}{{{unicodedata.normalize('NFKC', found[0])}}}", text)
+    text = "".join(_one_character(character) for character in text.translate(_UNICODE))
+    return _ROOT_SIGN.sub(lambda found: rf"\sqrt{{{found[1] or found[2] or found[3] or ''}}}", text)
+
+
+def _one_character(character: str) -> str:
     if character.isascii():
         return character
     digit = unicodedata.decimal(character, None)
-    return character if digit is None else str(digit)
+    if digit is not None:
+        return str(digit)
+    if unicodedata.category(character) == "Zs":
+        return " "
+    if "\uff01" <= character <= "\uff5e":  # full width
+        return chr(ord(character) - 0xFEE0)
+    numerator, slash, denominator = unicodedata.normalize("NFKC", character).partition("⁄")
+    return rf"\frac{{{numerator}}}{{{denominator}}}" if slash and numerator and denominator else character
 
 
 def plain(text: str) -> str:
@@ -102,16 +144,39 @@ def plain(text: str) -> str:
     return " ".join(_DELIMITERS.sub(" ", text).split()).removesuffix(".").rstrip()
 
 
+def bare(text: str) -> str:
+    """`text` without dollar signs, LaTeX's thousands separators and a final period."""
+    return _DOLLARS.sub(" ", _THOUSANDS.sub("", text)).strip().removesuffix(".")
+
+
 def integer(text: str) -> str | None:
-    """The canonical digits of a plain integer (`1,234`, `+5`, `$18`, `007`), `None` for anything else.
+    """The canonical digits of a plain integer (`1,234`, `1 234`, `+5`, `$18`, `007`), `None` for anything else.
 
     Works on the text alone, so its time is linear however many digits there are.
     """
     match = _INTEGER.fullmatch(plain(_CURRENCY.sub("", text)))
     if match is None:
         return None
-    digits = (match[2] or match[3]).replace(",", "").lstrip("0") or "0"
+    digits = (match[2] or match[3]).replace(",", "").replace(" ", "").lstrip("0") or "0"
     return "-" + digits if match[1] == "-" and digits != "0" else digits
+
+
+def rational(text: str) -> tuple[Fraction, bool] | None:
+    r"""The value of `1.25`, `3/4` or `\frac{3}{4}` and whether it is a decimal, `None` for anything else."""
+    match = _RATIONAL.fullmatch(plain(_CURRENCY.sub("", text)))
+    if match is None or int(match["bottom"] or match["below"] or 1) == 0:
+        return None
+    if match["whole"] is not None or match["places"] is not None:
+        value = Fraction(f"{match['whole'] or 0}.{match['places'] or 0}")
+    else:
+        value = Fraction(int(match["top"] or match["above"]), int(match["bottom"] or match["below"]))
+    return (-value if match["sign"] == "-" else value), match["point"] is not None
+
+
+def choice(text: str) -> str | None:
+    """The lower-case letter of a choice (`C`, `(C)`, `C.`), `None` for anything else."""
+    match = _CHOICE.fullmatch(plain(text))
+    return (match[1] or match[2]).lower() if match is not None else None
 
 
 def words(text: str) -> str | None:
@@ -122,7 +187,7 @@ def words(text: str) -> str | None:
     """
     content = plain(text)
     match = _WORDS.fullmatch(content)
-    if match is None or _MATHEMATICAL.fullmatch(content):
+    if match is None or MATHEMATICAL.fullmatch(content):
         return None
     wrapped = _UNWRAP.fullmatch(_DOLLARS.sub(" ", text).strip())
     if wrapped is None and max(map(len, re.split(r"[ '’-]+", content))) < 3:
@@ -130,49 +195,71 @@ def words(text: str) -> str | None:
     return content.casefold()
 
 
-def numeral(text: str) -> int | None:
-    """The value of a numeral with its base as a subscript (`52_8`), `None` for anything else."""
-    match = _NUMERAL.fullmatch(text)
-    if match is None or not 2 <= int(match[2]) <= 36 or len(match[1]) > 200:
+def clock(text: str) -> tuple[int, str] | None:
+    """Minutes after twelve and ``a``, ``p`` or ``""`` of a time of day (`4:30 p.m.`), `None` for anything else."""
+    match = _CLOCK.fullmatch(plain(text))
+    if match is None or not (match[2] or match[3]) or int(match[1]) > (12 if match[3] else 24):
+        return None
+    minutes = 60 * int(match[1]) + int(match[2] or 0)
+    return (minutes % 720 if match[3] else minutes), (match[3] or "").lower()
+
+
+def numeral(text: str) -> tuple[str, int] | None:
+    """Digits and value of a numeral with its base as a subscript (`52_8`), `None` for anything else."""
+    match = _NUMERAL.fullmatch(plain(text))
+    if match is None:
+        return None
+    written = match[2] or match[3]
+    base = int(written) if written.isdigit() else _BASES.get(written, 0)
+    if not 2 <= base <= 36 or len(match[1]) > 200:
         return None
     try:
-        return int(match[1], int(match[2]))
+        return match[1].lower(), int(match[1], base)
     except ValueError:
         return None
 
 
-def quantity(text: str) -> Quantity:
-    r"""`text` as a value that math-verify reads rightly, and its unit.
+def shape(text: str) -> str:
+    r"""Which brackets enclose the whole of a list: ``"set"`` for `\{1, 2\}`, ``"tuple"`` for `(1, 2)`, else ``""``."""
+    text = plain(text)
+    pairs = {r"\{": (r"\}", "set"), "(": (")", "tuple")}
+    for opening, (closing, name) in pairs.items():
+        if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
+            inner = text[len(opening) : -len(closing)]
+            return name if len(items(text)) == 1 and len(items(inner)) > 1 else ""
+    return ""
 
-    Scale words become powers of ten (also inside `\text{}`), `4.5e33` becomes a product, a lone word is marked as
-    text. A unit is what follows the value in `\text{}` or its kin, or bare words after a number and a space.
+
+def spaced(text: str, lists: bool = False) -> str:
+    """`text` with a space after each comma that stands between two numbers, and without thousands commas.
+
+    Args:
+        text: the answer. Where a comma has a space and no bracket is about, the others are thousands commas.
+        lists: whether commas separate in any case: the known answer is a list and none of the answer's has a space.
     """
-    text = _DOLLARS.sub(" ", _THOUSANDS.sub("", text)).strip().removesuffix(".")
-    if (lone := words(text)) is not None:
-        return Quantity(rf"\text{{{lone}}}", "")
-    text = _BARE_POINT.sub("", text)
-    text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", _expand_scales(text))
-    match = _UNIT_TAIL.fullmatch(text)
-    if match is not None:
-        is_unit = _UNIT_ONLY.fullmatch(match["unit"]) is not None
-    else:
-        match = _BARE_UNIT.fullmatch(text)
-        # One or two letters are variables, unless they are a unit that everyone knows.
-        is_unit = match is not None and (match["unit"] in _UNITS or max(map(len, match["unit"].split())) > 2)
-    if match is None or not is_unit:
-        return Quantity(text, "")
-    unit = plain(match["unit"]).lower()
-    if _MATHEMATICAL.search(unit):
-        return Quantity(text, "")
-    return Quantity(match["value"], unit if unit in _UNITS else unit.removesuffix("s"))
+    thousands = re.search(r",\s", text) is not None and re.search(r"[(\[]", text) is None
+
+    def separate(match: re.Match[str]) -> str:
+        if not lists and _GROUPED.fullmatch(match[0]):
+            return match[0].replace(",", "") if thousands else match[0]
+        return match[0].replace(",", ", ")
+
+    return _COMMAS.sub(separate, text)
 
 
-def _expand_scales(text: str) -> str:
-    match = _SCALE.search(text)
-    if match is None:
-        return text
-    rest = text[match.end() :]
-    if match["open"]:
-        inside, _, after = rest.partition("}")
-        rest = (rf" \text{{{inside}}}" if inside.strip() else "") + after
-    return rf"{text[: match.start()]} \times 10^{{{_SCALES[match['scale'].lower()]}}}{rest}"
+def items(text: str) -> list[str]:
+    """The parts of a list: what stands between commas, semicolons, "and" and "or" outside all brackets."""
+    text = spaced(text)
+    parts: list[str] = []
+    depth = start = 0
+    for match in _SEPARATOR.finditer(text):
+        sign = match[0]
+        if sign[-1] in "([{" and len(sign) <= 2:
+            depth += 1
+        elif sign[-1] in ")]}" and len(sign) <= 2:
+            depth -= 1
+        elif depth == 0:
+            parts.append(text[start : match.start()].strip())
+            start = match.end()
+    parts.append(text[start:].strip())
+    return [part for part in parts if part]

@@ -16,11 +16,15 @@ BUILT_IN = {
     "math": "spot.verify.math:verify_problem",
     "exact": "spot.verify.exact:verify_exact",
     "lab": "spot.lab.verify:verify",
+    "connect4": "spot.verify.connect4:verify",
+    "choice": "spot.verify.choice:verify",
+    "likelihood": "spot.verify.likelihood:verify",
+    "ifeval": "spot.verify.ifeval:verify",
 }
 
 
 def resolve(name: str, pattern: str | None = None) -> Verifier:
-    r"""The verifier called `name`: `math`, `exact`, `lab`, or `module:function` found on the path or in this directory.
+    r"""The verifier called `name`: a built-in one, or `module:function` found on the path or in this directory.
 
     A user's function takes `(response, problem)` and returns a `spot.schema.Verdict`. What it raises becomes a verdict
     that is unscored; returning anything else raises `RunFailed` at the call.

@@ -1,0 +1,144 @@
+"""Two evaluations side by side: paired differences by question, bootstrap intervals, and what they say of retention.
+
+The question is what is drawn: a replicate takes as many questions of each task, with replacement, and the difference of
+each stands for both its answers. An average's replicate is the mean of its tasks' ones, so a task of thirty questions
+adds its noise and one of five hundred its own. Where no question of a task changed, drawing again shows no spread; that
+task's interval is then the one of `statistics.compare`, and the averages are widened by it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+import numpy as np
+
+from spot.errors import UserError
+from spot.evaluate.results import Results
+from spot.evaluate.statistics import compare, question_means
+from spot.evaluate.task import GROUPS, Group
+from spot.schema import Attempt
+
+REPLICATES = 10_000
+MARGIN = 0.02
+"""What may be lost and still count as kept, unless told otherwise: two points."""
+AT_ONCE = 2**22
+
+Verdict = Literal["kept", "lost", "not enough evidence"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """After minus before, its 95% bootstrap interval, and `n` questions, of which `better` and `worse` changed.
+
+    `lost` is a fall that is certain (the interval is below 0) and may be larger than the margin; `kept` is that a fall
+    larger than the margin can be excluded; else there is not enough evidence.
+    """
+
+    before: float
+    after: float
+    mean: float
+    low: float
+    high: float
+    n: int
+    better: int
+    worse: int
+
+    def verdict(self, margin: float) -> Verdict:
+        """What the interval says of retention within `margin`."""
+        if self.low >= -margin:
+            return "kept"
+        return "lost" if self.high < 0 else "not enough evidence"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Changes by task, and of the averages: by group, and of all tasks (`all`)."""
+
+    before: str
+    after: str
+    titles: Mapping[str, str]
+    groups: Mapping[str, Group]
+    tasks: Mapping[str, Change]
+    averages: Mapping[str, Change]
+    only_one: Sequence[str]
+
+
+def compared(
+    before: Results, after: Results, answers: Mapping[str, tuple[Sequence[Attempt], Sequence[Attempt]]], seed: int = 0
+) -> Compared:
+    """The two evaluations' common tasks, of which `answers` has the attempts before and after.
+
+    Raises `UserError` where a task's questions differ, or there is no common task.
+    """
+    if not answers:
+        raise UserError("the two evaluations have no task in common")
+    rng = np.random.default_rng(seed)
+    tasks: dict[str, Change] = {}
+    replicates: dict[str, np.ndarray] = {}
+    steady: dict[str, tuple[float, float]] = {}
+    for name, (old, new) in answers.items():
+        exact = compare(old, new)
+        first, second = question_means(old), question_means(new)
+        differences = np.array([second[one] - first[one] for one in first])
+        drawn = _replicates(differences, rng)
+        low, high = (float(bound) for bound in np.quantile(drawn, (0.025, 0.975)))
+        if not np.ptp(differences):
+            low, high = exact.low, exact.high
+            steady[name] = (exact.mean - low, high - exact.mean)
+        replicates[name] = drawn
+        was, now = fmean(first.values()), fmean(second.values())
+        tasks[name] = Change(was, now, exact.mean, low, high, exact.n, exact.better, exact.worse)
+    groups: dict[str, Group] = {name: after.tasks[name].group for name in tasks}
+    members = {group: [name for name in tasks if groups[name] == group] for group in GROUPS if group != "other"}
+    members["all"] = list(tasks)
+    return Compared(
+        before=before.model,
+        after=after.model,
+        titles={name: after.tasks[name].title for name in tasks},
+        groups=groups,
+        tasks=tasks,
+        averages={
+            name: _average([tasks[one] for one in some], [replicates[one] for one in some], _known(some, steady))
+            for name, some in members.items()
+            if some
+        },
+        only_one=sorted(before.tasks.keys() ^ after.tasks.keys()),
+    )
+
+
+def _replicates(differences: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of `REPLICATES` draws of the questions."""
+    n, found = len(differences), []
+    for first in range(0, REPLICATES, step := max(1, AT_ONCE // n)):
+        drawn = rng.integers(0, n, size=(min(step, REPLICATES - first), n))
+        found.append(differences[drawn].mean(axis=1))
+    return np.concatenate(found)
+
+
+def _known(names: Sequence[str], steady: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
+    return [steady[name] for name in names if name in steady]
+
+
+def _average(
+    changes: Sequence[Change], replicates: Sequence[np.ndarray], steady: Sequence[tuple[float, float]]
+) -> Change:
+    count = len(changes)
+    before, after = fmean(change.before for change in changes), fmean(change.after for change in changes)
+    mean = fmean(change.mean for change in changes)
+    drawn = np.mean(replicates, axis=0)
+    below, above = (abs(float(bound) - mean) for bound in np.quantile(drawn, (0.025, 0.975)))
+    below, above = (
+        math.hypot(width, *(widths[side] / count for widths in steady)) for side, width in enumerate((below, above))
+    )
+    return Change(
+        before,
+        after,
+        mean,
+        mean - below,
+        mean + above,
+        n=sum(change.n for change in changes),
+        better=sum(change.better for change in changes),
+        worse=sum(change.worse for change in changes),
+    )

@@ -1,0 +1,48 @@
+"""How benchmarks ask: a template with fields in braces, ours or one of the user's file."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from spot.errors import UserError
+
+if TYPE_CHECKING:
+    from spot.evaluate.task import Task
+
+_FIELD = re.compile(r"\{([a-z_]+)\}")
+
+MATH = r"""{question}
+
+Work the problem out step by step, and check your work. Close with the final answer alone in \boxed{}."""
+CHOICE = """{question}
+
+{options}
+
+Think it through step by step. Then end with one line that is nothing but "Answer: " and the letter of your choice."""
+
+
+def fill(template: str, **values: str) -> str:
+    """The template with its fields filled. Other braces, of LaTeX say, stay as they are."""
+    return _FIELD.sub(lambda found: values.get(found[1], found[0]), template)
+
+
+def read_prompts(path: Path, tasks: "list[Task]") -> dict[str, str]:
+    """The user's templates by task, from a YAML file; those of other tasks in it are left alone.
+
+    Raises `UserError` where the file is none, or a template lacks a field without which nothing is asked.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(raw, dict) or not all(isinstance(text, str) for text in raw.values()):
+        raise UserError(f"{path}: must map names of tasks to templates")
+    for task in tasks:
+        for name in task.fields:
+            if task.name in raw and f"{{{name}}}" not in raw[task.name]:
+                raise UserError(f"{path}: the template of {task.name} lacks the field {{{name}}}")
+    return {str(name): text for name, text in raw.items()}

@@ -1,0 +1,117 @@
+"""Benchmarks by name: ours, the lab's families, a file of problems, or a user's own as `module:function`."""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from spot.errors import UserError
+from spot.evaluate.source import Data
+from spot.evaluate.task import Group, Task
+from spot.plugin import load_function, own_code
+from spot.schema import Dropped, Problem
+from spot.store import OnBadRow, read_rows
+
+_PLACES = {
+    "aime24": "competition:AIME24",
+    "aime25": "competition:AIME25",
+    "amc23": "competition:AMC23",
+    "math500": "mathematics:MATH500",
+    "minerva": "mathematics:MINERVA",
+    "olympiadbench": "mathematics:OLYMPIADBENCH",
+    "gpqa": "gpqa:GPQA",
+    "connect4": "connect4:CONNECT4",
+    "ifeval": "ifeval:IFEVAL",
+    "truthfulqa": "truthfulqa:TRUTHFULQA",
+    "mmlu_pro": "mmlu_pro:MMLU_PRO",
+}
+BENCHMARKS = tuple(_PLACES)
+PAPER = BENCHMARKS[:9]
+"""The nine of the paper's Table 1, in its order."""
+
+LAB: dict[str, Group] = {"in_domain": "in_domain", "ood": "ood", "instructions": "general"}
+LAB_QUESTIONS = 400
+FILES = (".jsonl", ".parquet")
+
+
+def benchmark(name: str) -> Task:
+    """One of ours. Raises `KeyError` for another name."""
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(import_module(f"spot.evaluate.benchmarks.{module}"), attribute)
+
+
+def find_tasks(
+    names: Sequence[str],
+    *,
+    world: str = "default",
+    lab_seed: int = 1,
+    lab_questions: int | None = None,
+    on_bad_row: OnBadRow = "error",
+    dropped: list[Dropped] | None = None,
+) -> list[Task]:
+    """The tasks called `names`, `paper` standing for its nine, in their order.
+
+    Questions of the lab are of `world`, `lab_questions` of each family, drawn with `lab_seed`. Files of problems name
+    no verifier; bad rows in them go to `dropped` if skipped. Raises `UserError` for a name that is none
+    of these, with the nearest that is, and for two tasks of one name.
+    """
+    tasks: list[Task] = []
+    for name in (one for given in names for one in (PAPER if given == "paper" else (given,))):
+        if name in _PLACES:
+            tasks.append(benchmark(name))
+        elif name in LAB:
+            tasks.append(_lab(name, world, lab_seed, lab_questions or LAB_QUESTIONS))
+        elif Path(name).suffix in FILES:
+            tasks.append(_file(Path(name), on_bad_row, dropped))
+        elif ":" in name:
+            tasks.append(_own(name))
+        else:
+            raise _unknown(name)
+    counts = Counter(task.name for task in tasks)
+    if twice := next((name for name, count in counts.items() if count > 1), None):
+        raise UserError(f"two tasks are called {twice!r}; name each once (a file of problems is called by its stem)")
+    return tasks
+
+
+def _unknown(name: str) -> UserError:
+    known = ["paper", *_PLACES, *LAB]
+    near = difflib.get_close_matches(name.lower().replace("-", ""), known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(
+        f"unknown task {name!r}: {hint}known are {', '.join(known)}, a .jsonl or .parquet of problems, and your own "
+        "module:function"
+    )
+
+
+def _lab(name: str, world: str, seed: int, count: int) -> Task:
+    def build(data: Data, prompt: str) -> list[Problem]:
+        del data, prompt
+        from spot.lab.world import World
+
+        family: Any = name
+        return World.load(world).problems(family, "test", count, seed)
+
+    return Task(name, name, LAB[name], None, build, "{question}", verifier="lab", repeats=1)
+
+
+def _file(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> Task:
+    def build(data: Data, prompt: str) -> list[Problem]:
+        del data, prompt
+        rows = read_rows(path, Problem, on_bad_row, dropped)
+        if not rows:
+            raise UserError(f"{path}: no problems")
+        return rows
+
+    return Task(path.stem, path.stem, "other", None, build, "{question}", verifier="", repeats=1)
+
+
+def _own(name: str) -> Task:
+    """What the user's function returns."""
+    make: Callable[[], Any] = load_function("task", name)
+    with own_code("task", name):
+        task = make()
+    if not isinstance(task, Task):
+        raise UserError(f"task {name!r} returned {type(task).__name__}, not a spot.evaluate.task.Task")
+    return task

