@@ -19,7 +19,8 @@ from spot.errors import RunFailed
 from spot.schema import Problem, Verdict
 from spot.verify import ifeval
 from spot.verify.ifeval import missing, verify
-from spot.verify.ifeval_pool import CheckerPool
+from spot.verify.ifeval_pool import PROGRAM
+from spot.verify.pool import Pool
 from spot.verify.resolve import resolve
 
 SHARED_DATA = Path(os.environ.get("SPOT_SHARED_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
@@ -42,9 +43,9 @@ def asked(*instructions: Instruction) -> Problem:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[CheckerPool]:
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
     """A pool of one worker that gives up soon."""
-    pool = CheckerPool(num_workers=1, cpu_seconds=1.5, wall_seconds=120)
+    pool = Pool(num_workers=1, cpu_seconds=1.5, wall_seconds=120, program=PROGRAM)
     monkeypatch.setattr(ifeval, "SHARED", pool)
     yield pool
     pool.close()
@@ -202,7 +203,7 @@ def test_thoughts_are_not_judged_nor_the_empty_lines_after_them(thought: str) ->
 
 
 @needs_checkers
-def test_what_hangs_is_unscored_and_the_others_are_judged(hasty: CheckerPool) -> None:
+def test_what_hangs_is_unscored_and_the_others_are_judged(hasty: Pool) -> None:
     start = time.monotonic()
     verdict = verify(f"a,{HANG}b", asked(NO_COMMA, POSTSCRIPT))
     assert time.monotonic() - start < 120
@@ -216,7 +217,7 @@ def test_what_hangs_is_unscored_and_the_others_are_judged(hasty: CheckerPool) ->
 
 @needs_checkers
 def test_what_sleeps_is_ended_by_the_clock() -> None:
-    pool = CheckerPool(num_workers=1, cpu_seconds=60, wall_seconds=0.7)
+    pool = Pool(num_workers=1, cpu_seconds=60, wall_seconds=0.7, program=PROGRAM)
     pool.start()
     (pid,) = pool.process_ids()
     os.kill(pid, signal.SIGSTOP)
@@ -276,12 +277,12 @@ def test_a_missing_package_is_unscored_and_named(monkeypatch: pytest.MonkeyPatch
 def test_a_worker_that_does_not_start_is_a_clear_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RunFailed, match="did not start"):
-        CheckerPool(num_workers=1).judge("{}", "a")
+        Pool(num_workers=1, program=PROGRAM).judge("{}", "a")
 
 
 @needs_checkers
 def test_a_worker_that_dies_at_work_is_reported_and_replaced() -> None:
-    pool = CheckerPool(num_workers=1, cpu_seconds=120, wall_seconds=120)
+    pool = Pool(num_workers=1, cpu_seconds=120, wall_seconds=120, program=PROGRAM)
     pool.start()
     (pid,) = pool.process_ids()
     threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
@@ -312,7 +313,7 @@ def test_language_detection_is_repeatable(text: str) -> None:
 
 
 @needs_checkers
-def test_another_worker_detects_the_same_languages(hasty: CheckerPool) -> None:
+def test_another_worker_detects_the_same_languages(hasty: Pool) -> None:
     problem = asked(("language:response_language", {"language": "nl"}), ("change_case:english_lowercase", {}))
     texts = ["hello", "hola mundo", "das ist gut ok", "taxi hotel", "chat noir"]
     before = [verify(text, problem) for text in texts]
@@ -356,7 +357,7 @@ def test_sentences_are_counted_as_nltk_does(text: str, sentences: int) -> None:
 
 
 @needs_checkers
-def test_no_network_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: CheckerPool) -> None:
+def test_no_network_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hasty: Pool) -> None:
     log = tmp_path / "log"
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"

@@ -169,3 +169,17 @@ def test_a_hanging_worker_does_not_outlive_a_killed_parent() -> None:
         time.sleep(0.3)
         parent.kill()
     assert has_ended(worker)
+
+
+def test_a_worker_that_does_not_read_is_given_up_in_time() -> None:
+    pool = Pool(num_workers=1, cpu_seconds=60, wall_seconds=1.0)
+    try:
+        pool.start()
+        [pid] = pool.process_ids()
+        os.kill(pid, signal.SIGSTOP)
+        started = time.monotonic()
+        # More than a pipe holds: the request cannot be written, let alone read.
+        assert pool.judge("1", "2" * 2_000_000) == (None, "timeout")
+        assert time.monotonic() - started < 10
+    finally:
+        pool.close()

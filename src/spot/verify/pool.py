@@ -16,8 +16,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,26 @@ from spot.verify.worker import Judgement
 START_SECONDS = 120.0
 
 
+@dataclass(frozen=True)
+class Program:
+    """What a worker runs: a module like `spot.verify.worker`, what it checks and needs (for messages), and variables of
+    its environment."""
+
+    module: str
+    checks: str
+    needs: str
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+# A fixed hash seed: sympy's order of work, and so which comparisons are too long, follows from it.
+MATH = Program("spot.verify.worker", "answers", "math-verify", {"PYTHONHASHSEED": "0"})
+
+
 class _Worker:
     """One child process; used by one thread at a time."""
 
-    def __init__(self, cpu_seconds: float, wall_seconds: float) -> None:
+    def __init__(self, program: Program, cpu_seconds: float, wall_seconds: float) -> None:
+        self._program = program
         self._cpu_seconds, self._wall_seconds = cpu_seconds, wall_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
@@ -90,53 +107,62 @@ class _Worker:
         self.kill()
         package_root = str(Path(__file__).resolve().parents[2])
         paths = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-        # A fixed hash seed: sympy's order of work, and so which comparisons are too long, follows from it.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"}
+        program = self._program
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "spot.verify.worker", str(self._cpu_seconds)],
+            [sys.executable, "-P", "-m", program.module, str(self._cpu_seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **program.environment},
             start_new_session=True,  # an interrupt from the keyboard is this process's to handle
         )
         try:
             greeting = self._exchange(self._process, b"", START_SECONDS)
         except (EOFError, TimeoutError):
             raise RunFailed(
-                f"the answer-checking worker did not start (status {self.kill(grace=1.0)}); "
-                f"`{Path(sys.executable).name} -m spot.verify.worker 5` shows why"
+                f"the worker that checks {program.checks} did not start (status {self.kill(grace=1.0)}); "
+                f"`{Path(sys.executable).name} -m {program.module} 5` shows why"
             ) from None
         except BaseException:
             self.kill()
             raise
         if "error" in greeting:
             self.kill()
-            raise RunFailed(f"the answer-checking worker cannot load math-verify: {greeting['error']}")
+            raise RunFailed(f"the worker that checks {program.checks} cannot load {program.needs}: {greeting['error']}")
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
         return self._process
 
     def _exchange(self, process: subprocess.Popen[bytes], request: bytes, seconds: float) -> dict[str, Any]:
         """Send a line, if any, and read one; EOFError if the process ends first, TimeoutError if the clock does."""
         assert process.stdin is not None and process.stdout is not None
         deadline = time.monotonic() + seconds
-        try:
-            process.stdin.write(request)
-            process.stdin.flush()
-        except BrokenPipeError:
-            raise EOFError from None
-        output = process.stdout.fileno()
-        poll = select.poll()
-        poll.register(output, select.POLLIN)
+        rest, entry, output = memoryview(request), process.stdin.fileno(), process.stdout.fileno()
+        while rest:  # a pipe holds less than some requests, and a worker that hangs does not read
+            _wait(entry, select.POLLOUT, deadline)
+            try:
+                rest = rest[os.write(entry, rest) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                raise EOFError from None
         while b"\n" not in self._unread:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or not poll.poll(remaining * 1000):
-                raise TimeoutError
+            _wait(output, select.POLLIN, deadline)
             chunk = os.read(output, 1 << 16)
             if not chunk:
                 raise EOFError
             self._unread += chunk
         line, self._unread = self._unread.split(b"\n", 1)
         return json.loads(line)
+
+
+def _wait(file: int, event: int, deadline: float) -> None:
+    """Until `file` is ready; TimeoutError if the clock is first."""
+    poll = select.poll()
+    poll.register(file, event)
+    remaining = deadline - time.monotonic()
+    if remaining <= 0 or not poll.poll(remaining * 1000):
+        raise TimeoutError
 
 
 class Pool:
@@ -146,10 +172,13 @@ class Pool:
         num_workers: how many comparisons run at once.
         cpu_seconds: the processor time one comparison may take before it is given up as "timeout".
         wall_seconds: the same by the clock, for one that sleeps or a machine that is very busy.
+        program: what the workers run.
     """
 
-    def __init__(self, num_workers: int = 2, cpu_seconds: float = 3.0, wall_seconds: float = 30.0) -> None:
-        self._new_worker = partial(_Worker, cpu_seconds, wall_seconds)
+    def __init__(
+        self, num_workers: int = 2, cpu_seconds: float = 3.0, wall_seconds: float = 30.0, program: Program = MATH
+    ) -> None:
+        self._new_worker = partial(_Worker, program, cpu_seconds, wall_seconds)
         self._populate(num_workers)
 
     def _populate(self, num_workers: int) -> None:
