@@ -7,7 +7,7 @@ from pathlib import Path
 
 TARGET = Path(__file__).parent / "cli.md"
 COMMANDS = ["", "run", "demo", "elicit", "rectify", "filter", "eval", "report", "doctor", "lab", "lab train"]
-COMMANDS += ["ledger", "audit", "sets"]
+COMMANDS += ["ledger", "audit", "sets", "connect4"]
 COMMANDS += ["lab problems"]
 INTRO = """# The command line
 

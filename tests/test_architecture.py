@@ -36,8 +36,9 @@ ALLOWED = {
     "opening": {"errors", "hub", "schema", "store", "config", "models", "rectify", "verify", "lab"},
     "account": {"errors", "schema", "store", "config", "opening", "models", "rectify"},
     "sets": {"errors", "schema", "store", "config", "opening", "stages"},
-    "measure": {"errors", "schema", "store", "config", "opening", "stages", "evaluate"},
-    "report": {"errors", "schema", "store", "config", "evaluate", "pairs", "audit.summary", "report"},
+    "during": {"errors", "config", "stages", "evaluate", "models", "train"},
+    "measure": {"errors", "schema", "store", "config", "models.base", "opening", "stages", "evaluate"},
+    "report": {"errors", "schema", "store", "config", "connect4", "evaluate", "pairs", "audit.summary", "report"},
     "doctor": {"errors", "schema", "models"},
 }
 # Pure numerics: usable without a run, a config or a store.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fake_server import FakeServer, completion
+from tests.fake_server import Answer, FakeServer, Seen, completion
 from tests.tiny_student import make_model, make_tokenizer
 
 from spot import cli
@@ -64,7 +64,7 @@ def test_a_model_is_measured_and_two_are_compared(spot: Spot, tmp_path: Path) ->
     assert {name: (one.n, one.repeats) for name, one in found.tasks.items()} == {"in_domain": (20, 2), "ood": (20, 2)}
     rows = read_rows(tmp_path / "a/ood.jsonl", Attempt)
     assert len(rows) == 40 and found.tasks["ood"].mean == sum(row.outcome == "correct" for row in rows) / 40
-    assert len({row.response for row in rows if row.problem_id == rows[0].problem_id}) <= 2
+    assert len({row.id for row in rows}) == 40
     assert len(read_rows(tmp_path / "a/problems/ood.jsonl", Problem)) == 20
     assert spot(*LAB.split(), "--output", "b")[0] == 0
     code, out, _ = spot("eval", "--compare", "a", "b", "--output", "c", "--margin", "0.05")
@@ -170,7 +170,59 @@ def test_a_repetition_is_asked_and_judged_as_its_variant(spot: Spot, tmp_path: P
     code, out, errors = spot(*call.split())
     assert code == 0 and "GPQA-D" in out, errors
     rows = read_rows(tmp_path / "a/gpqa.jsonl", Attempt)
-    assert [row.sample for row in rows] == [0, 1, 2, 3, 4] or len(rows) == 5
+    assert sorted(row.sample for row in rows) == [0, 1, 2, 3, 4]
+
+
+def test_a_repetition_s_options_reach_the_model_and_the_verifier(spot: Spot, tmp_path: Path) -> None:
+    header = "Question,Correct Answer,Incorrect Answer 1,Incorrect Answer 2,Incorrect Answer 3\n"
+    (tmp_path / "gpqa_diamond.csv").write_text(f"{header}Which?,right,x,y,z\n")
+
+    def right(seen: Seen) -> Answer:
+        letter = next(line[0] for line in seen.question.splitlines() if line.endswith(". right"))
+        return completion(f"Answer: {letter}")
+
+    with FakeServer(right) as server:
+        call = f"eval --model m --tasks gpqa --data_dir . --output a student.base_url={server.url} --samples 12"
+        assert spot(*call.split())[0] == 0
+        assert len({seen.question for seen in server.seen}) > 3
+    assert read_results(tmp_path / "a").tasks["gpqa"].mean == 1
+
+
+def test_one_output_is_one_model_and_tasks_add_up(spot: Spot, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"id": "a", "prompt": "3 + 4?", "answer": "7"}\n')
+    (tmp_path / "two.jsonl").write_text('{"id": "b", "prompt": "3 + 5?", "answer": "8"}\n')
+    with FakeServer(lambda seen: completion("\\boxed{7}")) as one, FakeServer(lambda seen: completion("no")) as other:
+        call = "eval --model m --tasks own.jsonl --output a student.base_url="
+        assert spot(*f"{call}{one.url}".split())[0] == 0
+        code, _, errors = spot(*f"{call}{other.url}".split())
+        assert code == 2 and "a/model.json: the answers beside it are of" in errors and not other.seen
+        assert spot(*f"{call}{one.url}".replace("own.jsonl", "two.jsonl").split())[0] == 0
+    found = read_results(tmp_path / "a")
+    assert {name: score.mean for name, score in found.tasks.items()} == {"own": 1, "two": 0}
+    assert found.averages["all"] == 0.5
+
+
+def test_what_was_measured_otherwise_is_not_compared(spot: Spot, tmp_path: Path) -> None:
+    for name, more in [("a", []), ("b", ["evaluate.temperature=0"]), ("c", [])]:
+        assert spot(*LAB.split(), "--output", name, *more)[0] == 0
+    code, _, errors = spot("eval", "--compare", "a", "b")
+    assert code == 2 and "a was sampled with temperature 0.7" in errors
+    path = tmp_path / "c/ood.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    code, _, errors = spot("eval", "--compare", "a", "c")
+    assert code == 2 and "19 answers where c/results.json speaks of 20; run spot eval there again" in errors
+
+
+def test_sampling_settings_are_tried_and_the_best_is_told(spot: Spot, tmp_path: Path) -> None:
+    call = [*LAB.split(), "--output", "s", "--search", "temperature=0,1.5", "--search", "top_p=0.9"]
+    code, out, _ = spot(*call)
+    assert code == 0
+    found = {path.name: read_results(path).averages["all"] for path in (tmp_path / "s").iterdir() if path.is_dir()}
+    assert found.keys() == {"temperature=0,top_p=0.9", "temperature=1.5,top_p=0.9"}
+    best = max(found, key=lambda label: found[label])
+    assert f"highest: evaluate.{best.replace(',', ' evaluate.')}" in out
+    code, _, errors = spot(*call, "--search", "top_k=3")
+    assert code == 2 and "--search top_k=3: write temperature=0.6" in errors
 
 
 def test_an_endpoint_is_asked_through_a_ledger_and_never_twice(spot: Spot, tmp_path: Path) -> None:

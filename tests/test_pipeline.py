@@ -141,7 +141,7 @@ BAD_INPUT = {
         ["run", "c.yaml", "student.base_url=http://127.0.0.1:9/v1", "student.api_key_env=NO_KEY"], "NO_KEY",
     ),
     "task twice": (["run", "c.yaml", "evaluate.tasks=[ood, ood.jsonl]"], "two tasks are called 'ood'"),
-    "unknown task": (["run", "c.yaml", "evaluate.tasks=[ifeval]"], "unknown task 'ifeval'"),
+    "unknown task": (["run", "c.yaml", "evaluate.tasks=[ifevall]"], "unknown task 'ifevall'"),
     "unknown objective": (["run", "c.yaml", "train.objective=bco"], "train: unknown loss 'bco'"),
     "idle override": (
         ["filter", "--model", "lab", "--problems", "p.jsonl", "--attempts", "a", "--rectifications", "r",

@@ -31,6 +31,7 @@ NOT_IDENTITY = frozenset(
         "report",
         "judge",
         "student.device",
+        "train.eval_every",  # changes nothing of what is trained
         *(
             f"{section}.{key}"
             for section in ("student", "rectify")
@@ -98,7 +99,7 @@ class EndpointSettings(Section):
     concurrency: int = Field(default=16, ge=1)
     requests_per_minute: int | None = Field(default=None, ge=1)
     tokens_per_minute: int | None = Field(default=None, ge=1)
-    timeout: float = Field(default=600.0, gt=0)
+    timeout: float = Field(default=600.0, gt=0, le=3000)
     extra_body: dict[str, Any] = {}
     omit: list[Literal["temperature", "top_p", "seed"]] = []
     tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -229,6 +230,7 @@ class TrainSection(Section):
     lora_r: int | None = Field(default=None, ge=1)  # an adapter of this rank is trained, not the whole model
     lora_alpha: int = Field(default=32, ge=1)
     lora_target_modules: list[str] = ["all-linear"]
+    eval_every: int | None = Field(default=None, ge=1)  # the tasks of `evaluate` are asked every so many steps, too
 
     @property
     def objectives(self) -> list[str]:

@@ -1,19 +1,24 @@
 """`spot eval`: a model on benchmarks, and two evaluations compared."""
 
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spot import stages
 from spot.config import RunConfig
 from spot.errors import UserError
-from spot.opening import open_ledger, open_model
+from spot.evaluate.run import keep_identity
+from spot.opening import made_with, open_ledger, open_model
 from spot.schema import Attempt
 from spot.store import locked, read_rows, write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from spot.models.base import Model
 
 
 def evaluate_model(config: RunConfig, output: Path, inspect_logs: Path | None, console: "Console") -> None:
@@ -31,9 +36,7 @@ def evaluate_model(config: RunConfig, output: Path, inspect_logs: Path | None, c
     exams = stages.exams(config.evaluate, config.problems, "error", [])
     if not exams:
         raise UserError("--tasks: names no task")
-    behind_endpoint = config.student.base_url is not None
-    with locked(output), open_ledger(output / "ledger.sqlite") if behind_endpoint else nullcontext() as ledger:
-        model = open_model(config.student, ledger=ledger, stage="eval")
+    with _opened(config, output) as model:
         for name, exam in exams.items():
             keep_questions(output / "problems" / f"{name}.jsonl", exam.problems)
         results = stages.evaluate(exams, model, config.evaluate, output, "eval", console)
@@ -45,6 +48,52 @@ def evaluate_model(config: RunConfig, output: Path, inspect_logs: Path | None, c
                 write_logs(exam.task, exam.problems, answers, results.model, inspect_logs)
     print_results(results, console)
     console.print(f"Written: {output / 'results.json'}, and the answers beside it", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _opened(config: RunConfig, output: Path) -> "Generator[Model]":
+    """The model, and `output` to this process alone; what is asked over a network goes through a ledger there."""
+    behind_endpoint = config.student.base_url is not None
+    with locked(output), open_ledger(output / "ledger.sqlite") if behind_endpoint else nullcontext() as ledger:
+        keep_identity(output / "model.json", made_with(config.student))
+        yield open_model(config.student, ledger=ledger, stage="eval")
+
+
+def search_sampling(config: RunConfig, grid: Sequence[str], output: Path, console: "Console") -> None:
+    """Measure every combination of settings like `temperature=0.6,0.7`, each in a directory of its own in `output`.
+
+    Says which has the highest average of tasks (the first of equals), to be held fixed from then on, as the paper does;
+    a setting that was picked on the questions that are then compared on flatters the model that it was picked on.
+    """
+    from spot.evaluate.tables import percent
+
+    settings = [_setting(one) for one in grid]
+    exams = stages.exams(config.evaluate, config.problems, "error", [])
+    scores: dict[str, float] = {}
+    with _opened(config, output) as model:
+        for values in product(*(choices for _, choices in settings)):
+            given = {name: value for (name, _), value in zip(settings, values, strict=True)}
+            label = ",".join(f"{name}={value:g}" for name, value in given.items())
+            section = config.evaluate.model_copy(update=given)
+            results = stages.evaluate(exams, model, section, output / label, label, console)
+            scores[label] = results.averages["all"]
+            console.print(f"{label}: {percent(scores[label])}", highlight=False)
+    best = max(scores, key=lambda label: scores[label])
+    fixed = " ".join(f"evaluate.{one}" for one in best.split(","))
+    console.print(f"highest: {fixed} ({percent(scores[best])})", highlight=False, soft_wrap=True)
+
+
+def _setting(text: str) -> tuple[str, list[float]]:
+    name, _, values = text.partition("=")
+    bounds = {"temperature": (0.0, 10.0), "top_p": (1e-6, 1.0)}
+    try:
+        found = [float(value) for value in values.split(",")]
+    except ValueError:
+        found = []
+    low, high = bounds.get(name, (1.0, 0.0))
+    if not found or not all(low <= value <= high for value in found):
+        raise UserError(f"--search {text}: write temperature=0.6,0.7,1.0 or top_p=0.8,0.95, each value in its range")
+    return name, found
 
 
 def compare_evaluations(before: Path, after: Path, margin: float, output: Path | None, console: "Console") -> None:

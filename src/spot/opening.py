@@ -203,13 +203,18 @@ def _scripted(config: RunConfig, asking: Asking) -> "Oracle":
     return _asked(config, asking, ScriptedModel(world, asking.problems, section.mode, errors), "scripted")
 
 
+def made_with(student: StudentSection) -> str:
+    """What, beside messages and sampling, decides the student's replies."""
+    if student.base_url is not None:
+        return endpoint(student, student.served_as or student.model).fingerprint
+    return f"{_student_name(student)} {student.dtype} thinking={student.enable_thinking}"
+
+
 def _student(config: RunConfig) -> Model:
-    if config.student.base_url is not None:
-        return endpoint(config.student, config.student.served_as or config.student.model)
-    name, student = _student_name(config.student), config.student
-    # What else decides its replies.
-    made_with = f"{name} {student.dtype} thinking={student.enable_thinking}"
-    return LazyModel(name, made_with, lambda: open_model(student))
+    student = config.student
+    if student.base_url is not None:
+        return endpoint(student, student.served_as or student.model)
+    return LazyModel(_student_name(student), made_with(student), lambda: open_model(student))
 
 
 def _asked(config: RunConfig, asking: Asking, model: Model, name: str) -> "Oracle":

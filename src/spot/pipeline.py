@@ -29,6 +29,8 @@ from spot.store import RunDirectory, read_dropped, read_rows, write_atomic, writ
 from spot.verify.pool import SHARED
 
 if TYPE_CHECKING:
+    from spot.during import EvaluateTasks
+    from spot.evaluate.run import Exam
     from spot.models.ledger import Ledger
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "openai", "math-verify", "rapidfuzz")
@@ -82,7 +84,10 @@ def preflight(
         yield "problems.source", partial(stages.load_problems, config.problems, run.seed, skip, [])
     if "rectify" in ahead:
         yield "rectify.oracle", partial(open_oracle, config, Asking(on_bad_row=skip))
-    if "evaluate" in ahead:
+    during = "train" in ahead and config.train.eval_every is not None
+    if during:
+        yield "train.eval_every", partial(_check_tasks, config)
+    if "evaluate" in ahead or during:
         # Rows of benchmarks come from a network, too.
         look = stages.exams if fetch or config.evaluate.data_dir else stages.tasks_of
         yield "evaluate.tasks", partial(look, config.evaluate, config.problems, skip, [])
@@ -98,6 +103,11 @@ def preflight(
 def _check_thinking(config: RunConfig) -> None:
     if config.student.enable_thinking:
         raise UserError("student.enable_thinking: training on thinking answers is not supported; set it to false")
+
+
+def _check_tasks(config: RunConfig) -> None:
+    if not config.evaluate.tasks:
+        raise UserError("train.eval_every: there is nothing to evaluate; name tasks in evaluate.tasks")
 
 
 class Pipeline:
@@ -279,16 +289,26 @@ class Pipeline:
             self.run / "model",
             self.run / "metrics.jsonl",
             self.console,
+            self._evaluation(),
         )
         self._drop("train", result.dropped)
         gc.collect()  # the trainer and its callbacks hold each other, with weights and optimizer state
         plain = f", prefixes not shared: {result.not_shared}" if result.not_shared else ""
         return f"{result.steps:,} steps of {' + '.join(self.config.train.objectives)}{plain}"
 
-    def evaluate(self) -> str:
-        """Measure the student before and after."""
+    def _evaluation(self) -> "EvaluateTasks | None":
+        """What is measured during training."""
+        every, config = self.config.train.eval_every, self.config
+        if every is None:
+            return None
+        from spot.during import EvaluateTasks
+
+        size = config.student.batch_size
+        return EvaluateTasks(self._exams([]), every, config.evaluate, self.run / "eval", size, self.console)
+
+    def _exams(self, bad_rows: list[Dropped]) -> "dict[str, Exam]":
+        """What is measured, with the questions that the run keeps."""
         config = self.config
-        bad_rows: list[Dropped] = []
         tasks = stages.exams(config.evaluate, config.problems, config.run.on_bad_row, bad_rows)
         for task, exam in tasks.items():
             # Kept from the first go on, like the run's problems: what was asked must not change under its answers.
@@ -296,6 +316,13 @@ class Pipeline:
             if not path.exists():
                 write_rows(path, exam.problems)
             tasks[task] = replace(exam, problems=read_rows(path, Problem))
+        return tasks
+
+    def evaluate(self) -> str:
+        """Measure the student before and after."""
+        config = self.config
+        bad_rows: list[Dropped] = []
+        tasks = self._exams(bad_rows)
         if not tasks:
             return "no tasks, nothing measured"
         if (self.run / "pairs.jsonl").exists():

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from spot.rectify.run import Within
     from spot.rectify.target import Target
     from spot.train.config import SpotConfig
+    from spot.train.measuring import StepMeasure
     from spot.train.run import TrainResult
 
 
@@ -241,7 +242,7 @@ def train_args(section: TrainSection, seed: int, work_dir: Path, metrics: Path) 
     """
     from spot.train.config import SpotConfig
 
-    values = section.model_dump(exclude={"objective", "lora_r", "lora_alpha", "lora_target_modules"})
+    values = section.model_dump(exclude={"objective", "eval_every", "lora_r", "lora_alpha", "lora_target_modules"})
     renamed = {
         "loss_type": section.objectives,
         "per_device_train_batch_size": values.pop("pairs_per_step"),
@@ -287,18 +288,26 @@ def train(
     model_dir: Path,
     metrics: Path,
     console: Console,
+    evaluation: "StepMeasure | None" = None,
 ) -> "TrainResult":
-    """Train on `pairs` and save the model to `model_dir`."""
-    from spot.train.run import fit
+    """Train on `pairs` and save the model to `model_dir`; `evaluation` measures it on the way."""
+    from spot.train.run import fit, task_scores
 
     args = train_args(section, seed, work_dir, metrics)
     with bar(console, "train") as progress:
+        scores = ""
 
         def show(step: int, total: int, row: dict[str, Any]) -> None:
-            margin = row.get("rewards/margins")
-            progress.update(step, total, "" if margin is None else f"margin {margin:.2f}")
+            nonlocal scores
+            if told := task_scores(row):
+                progress.say(f"step {step}: {told}")
+                scores = f"  {told}"
+            else:
+                margin = row.get("rewards/margins")
+                progress.update(step, total, ("" if margin is None else f"margin {margin:.2f}") + scores)
 
-        return fit(pairs, student, model_dir, args, show, peft_config=peft_config(section))
+        adapter, callbacks = peft_config(section), evaluation and [evaluation]
+        return fit(pairs, student, model_dir, args, show, peft_config=adapter, callbacks=callbacks)
 
 
 def tasks_of(
@@ -343,10 +352,11 @@ def evaluate(
     console: Console,
 ) -> "Results":
     """Answer every task with `model`, one file of attempts a task in `output_dir`, and `results.json` over all."""
-    from spot.evaluate.results import write_results
+    from spot.evaluate.results import forget, merged, write_results
     from spot.evaluate.run import results_of
 
     askers = {name: _asker(exam, model) for name, exam in tasks.items()}
+    forget(output_dir, tasks)
     answers: dict[str, list[Attempt]] = {}
     for name, exam in tasks.items():
         answers[name] = ask(
@@ -361,7 +371,7 @@ def evaluate(
             samples=section.samples or exam.task.repeats,
             variant=exam.task.variant,
         )
-    results = results_of(model.name, section.sampling(section.seed), tasks, answers)
+    results = merged(output_dir, results_of(model.name, section.sampling(section.seed), tasks, answers))
     write_results(output_dir, results)
     return results
 

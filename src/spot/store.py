@@ -79,6 +79,7 @@ def locked(output: Path) -> Generator[None]:
     if output.exists() and not (output.is_file() or output.is_dir()):
         yield  # a pipe or a device
         return
+    output = output.resolve()
     path = output.with_name(f".{output.name}.lock")
     with disk_errors(output):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -127,6 +127,13 @@ def test_nothing_changed_is_no_certainty() -> None:
     assert many.verdict(0.02) == "kept"
 
 
+@pytest.mark.parametrize("n", [2, 10, 30])
+def test_one_that_rose_says_nothing_about_those_that_may_fall(n: int) -> None:
+    one = compared_alone([["0"]] + [["1"]] * (n - 1), [["1"]] * n)
+    assert (one.better, one.worse) == (1, 0) and one.low < -0.02
+    assert one.verdict(0.02) == "not enough evidence"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [

@@ -138,7 +138,9 @@ def expected_metrics(score: TaskScore) -> dict[str, float]:
     found = {"accuracy": score.mean, "stderr": score.stderr or 0.0}
     found |= {name: getattr(score, name) / score.samples for name in ("truncated", "unanswered", "unscored")}
     if score.repeats > 1:
-        found |= {f"pass@{score.repeats}": score.pass_at[score.repeats], f"maj@{score.repeats}": score.majority}
+        found[f"pass@{score.repeats}"] = score.pass_at[score.repeats]
+        if score.majority is not None:
+            found[f"maj@{score.repeats}"] = score.majority
     for name, measure in score.measures.items():
         assert measure.stderr is not None
         found |= {name: measure.mean, f"{name} stderr": measure.stderr}

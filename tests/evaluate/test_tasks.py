@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from spot.connect4 import build_dataset
 from spot.errors import UserError
 from spot.evaluate.benchmarks import connect4, gpqa, mmlu_pro, truthfulqa
 from spot.evaluate.prompting import fill, read_prompts
@@ -41,8 +42,11 @@ def test_every_row_of_the_real_files_is_a_question_whose_answer_verifies(name: s
 
 @needs_data
 def test_minerva_and_olympiadbench_read_what_their_rows_call_the_answer() -> None:
-    minerva = benchmark("minerva").problems(SHARED_DATA, limit=3)
+    minerva = benchmark("minerva").problems(SHARED_DATA)
     assert minerva[0].answer == "1.6"
+    drawn = benchmark("minerva").problems(SHARED_DATA, limit=30)
+    assert drawn == benchmark("minerva").problems(SHARED_DATA, limit=30) != minerva[:30]
+    assert [minerva.index(one) for one in drawn] == sorted(minerva.index(one) for one in drawn)
     several = [problem for problem in benchmark("olympiadbench").problems(SHARED_DATA) if ", " in problem.answer]
     assert len(several) > 20
 
@@ -120,8 +124,10 @@ def test_solved_examples_come_first_in_mmlu_pro() -> None:
     assert messages[1].content == "Let us see. It is 0.\nAnswer: B"
     assert "A. 3\nB. 4\n" in messages[-1].content and "N/A" not in messages[-1].content
     assert resolve("choice")("So.\n**Answer: B**", problem).correct
+    with pytest.raises(UserError, match=r"its subject 'law' has fewer than 5 examples in v\.jsonl"):
+        mmlu_pro.MMLU_PRO.build(Data("t.jsonl", [row | {"category": "law"}], data.examples), "{question}{options}")
     with pytest.raises(UserError, match=r"t\.jsonl, row 1: the answer 'C' is none of its 2 options"):
-        mmlu_pro.MMLU_PRO.build(Data("t.jsonl", [row | {"answer": "C"}]), "{question}{options}")
+        mmlu_pro.MMLU_PRO.build(Data("t.jsonl", [row | {"answer": "C"}], data.examples), "{question}{options}")
 
 
 def test_truthfulqa_s_two_scores() -> None:
@@ -166,7 +172,8 @@ def test_connect4_says_what_always_none_scores_and_reads_each_list() -> None:
     assert measured(problems[0].answer) == {"mine": 1, "opponent": 1, "unreadable": 0}
     assert measured(mine) == {"mine": 1, "opponent": 0, "unreadable": 1}
     assert measured(problems[0].answer, "length") == {"mine": 0, "opponent": 0, "unreadable": 1}
-    assert opponent
+    assert measured(opponent) == {"mine": 0, "opponent": 1, "unreadable": 1}
+    assert not {text_of(one.prompt) for one in problems} & {text_of(one.prompt) for one in build_dataset(500, 0)}
 
 
 @pytest.mark.parametrize(
@@ -255,6 +262,10 @@ CHOICES: dict[str, tuple[str, str | None]] = {
     "full stop": ("Answer: C.", "C"),
     "boxed": ("Answer: \\boxed{C}", "C"),
     "with the option's text": ("Answer: C. the third", "C"),
+    "with the option in brackets": ("Answer: C (the third)", "C"),
+    "with a dash": ("Answer: C \u2014 the third", "C"),
+    "on the next line": ("Answer:\nC\n", "C"),
+    "two on the next line": ("Answer:\nA or C", None),
     "the final answer is": ("The final answer is: C", "C"),
     "the last line counts": ("Answer: A\nNo.\nAnswer: B", "B"),
     "after a thought": ("<think>Answer: A</think>\nAnswer: B", "B"),
@@ -282,6 +293,11 @@ def test_the_letter_is_read_from_the_answer_line_alone(case: str) -> None:
     problem = Problem(id="q", prompt="?", answer="C", meta={"options": ["a", "b", "c", "d"]})
     verdict = resolve("choice")(response, problem)
     assert verdict.answer == letter and verdict.correct is (letter == "C")
+
+
+def test_without_options_nothing_can_be_said() -> None:
+    for response in ("Answer: A", "Answer: A. Paris"):
+        assert resolve("choice")(response, Problem(id="q", prompt="?", answer="A")).correct is None
 
 
 def test_a_million_characters_of_answers_take_no_time() -> None:

@@ -1,6 +1,8 @@
 """Several that ask the same at once, by one ledger: each request is sent once, and everybody has its reply."""
 
 import asyncio
+import contextlib
+import dataclasses
 import sys
 import time
 from collections import Counter
@@ -11,12 +13,12 @@ from tests.batch_server import BatchServer
 from tests.batch_user import PRICE, SAMPLING, WAITS, User, ask, texts
 from tests.fake_server import Answer, FakeServer, Seen, completion
 
-from spot.errors import UserError
+from spot.errors import RunFailed, UserError
 from spot.models import recorded
-from spot.models.base import Reply, Request
+from spot.models.base import NoMore, Reply, Request, request_key
 from spot.models.batch import BatchModel
-from spot.models.endpoint import EndpointModel
-from spot.models.ledger import Ledger
+from spot.models.endpoint import EndpointModel, RetryPolicy
+from spot.models.ledger import Admit, Ledger, Refused
 from spot.models.recorded import RecordedModel
 
 ONE = """
@@ -97,6 +99,71 @@ def test_what_another_has_bought_since_is_not_sent(
         asyncio.run(go())
         assert [(row["sends"], row["replied"], row["refused"]) for row in ledger.rows()] == [(1, 1, 0)] * 2
         assert ledger.spent()[1] == 0
+
+
+def theirs(ledger: Ledger) -> Ledger:
+    """The same file in the eyes of another process, one that lives."""
+    other = Ledger(ledger.path)
+    other._owner = "elsewhere:1:1"  # pyright: ignore[reportPrivateUsage]
+    return other
+
+
+def test_what_was_given_up_is_asked_by_others_while_its_process_lives(tmp_path: Path) -> None:
+    def hang(seen: Seen) -> Answer:
+        time.sleep(0.5)
+        return shout(seen)
+
+    retry = RetryPolicy(tries=1, first_wait=0.01)
+    with Ledger(tmp_path / "l.sqlite") as ledger, theirs(ledger) as other:
+        with FakeServer(hang) as slow:
+
+            async def go() -> dict[str, str]:
+                impatient = EndpointModel("m", slow.url, timeout=0.1, retry=retry)
+                first = RecordedModel(impatient, other, "rectify", PRICE)
+                with contextlib.suppress(RunFailed):
+                    await told(first, ask("a"))
+                patient = EndpointModel("m", slow.url, timeout=5)
+                return await told(RecordedModel(patient, ledger, "rectify", PRICE), ask("a"))
+
+            assert asyncio.run(asyncio.wait_for(go(), 20)) == {"id-a": "A"}
+        [row] = ledger.rows()
+        assert (row["sends"], row["replied"]) == (2, 1)  # the first one stays possible spend
+        assert ledger.spent()[1] > 0
+
+
+class Full:
+    """A turnstile that wants nothing."""
+
+    async def enter(self, request: Request) -> None:
+        raise NoMore
+
+
+def test_when_nothing_more_is_wanted_nobody_is_waited_for(tmp_path: Path) -> None:
+    with FakeServer(shout) as server, Ledger(tmp_path / "l.sqlite") as ledger, theirs(ledger) as other:
+        model = RecordedModel(EndpointModel("m", server.url), ledger, "rectify", PRICE, None, Full())
+        a, b = ask("a", "b")
+        other.apply([Admit(model.entry(b, SAMPLING, request_key(model.fingerprint, b, SAMPLING)), None)])
+        assert asyncio.run(asyncio.wait_for(told(model, [a, b]), 10)) == {}
+        assert not server.seen
+
+
+def test_room_that_another_may_give_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded, "ELSEWHERE_EVERY", 0.02)
+    with FakeServer(shout) as server, Ledger(tmp_path / "l.sqlite") as ledger, theirs(ledger) as other:
+        [a] = ask("a")
+        model = RecordedModel(EndpointModel("m", server.url), ledger, "rectify", PRICE)
+        worst = model.entry(a, SAMPLING, "x").worst
+        limited = RecordedModel(EndpointModel("m", server.url), ledger, "rectify", PRICE, 1.5 * worst)
+        other.apply([Admit(dataclasses.replace(model.entry(a, SAMPLING, "x"), key="theirs"), None)])
+
+        async def go() -> dict[str, str]:
+            asking = asyncio.create_task(told(limited, ask("a")))
+            await asyncio.sleep(0.2)
+            assert not asking.done() and not server.seen
+            other.apply([Refused("theirs", charged=False)])
+            return await asyncio.wait_for(asking, 10)
+
+        assert asyncio.run(go()) == {"id-a": "A"}
 
 
 async def answered_at_once(self: EndpointModel, requests: list[Request], sampling: object, done: object = ()) -> object:

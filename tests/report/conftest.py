@@ -3,13 +3,12 @@
 import json
 import random
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spot.evaluate.statistics import compare, score
+from spot.report.evaluation import evaluated
 from spot.report.summary import Summary
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict
 from spot.store import write_rows
@@ -68,14 +67,6 @@ def answered(rng: random.Random, task: str, number: int, before: float, after: f
     return problems, *sides
 
 
-def compared(before: list[Attempt], after: list[Attempt]) -> dict[str, Any]:
-    return {
-        "before": asdict(score(before)),
-        "after": asdict(score(after)),
-        "difference": asdict(compare(before, after)),
-    }
-
-
 def metric_rows(steps: int) -> list[dict[str, float]]:
     rng = random.Random(1)
     rows: list[dict[str, float]] = []
@@ -112,19 +103,19 @@ def make_run(run: Path, questions: int = 400, num_pairs: int = 60, **changes: An
     """Write a finished run into `run`; `changes` replace fields of its summary."""
     rng = random.Random(0)
     run.mkdir(parents=True, exist_ok=True)
-    evaluation: dict[str, Any] = {}
     for task, before, after in (("in_domain", 0.15, 0.5), ("ood", 0.84, 0.835), ("instructions", 0.97, 0.965)):
         problems, old, new = answered(rng, task, questions, before, after)
+        if task == "in_domain" and questions >= 3:
+            problems = [
+                problem.model_copy(
+                    update={"meta": {"slice": f"{'unseen' if 3 * place < questions else 'seen'} templates"}}
+                )
+                for place, problem in enumerate(problems)
+            ]
         save(problems, run / "eval" / "problems" / f"{task}.jsonl")
         save(old, run / "eval" / "before" / f"{task}.jsonl")
         save(new, run / "eval" / "after" / f"{task}.jsonl")
-        evaluation[task] = compared(old, new)
-        if task == "in_domain" and questions >= 3:
-            third = len(old) // 3
-            evaluation[task]["slices"] = {
-                "seen templates": compared(old[third:], new[third:]),
-                "unseen templates": compared(old[:third], new[:third]),
-            }
+    evaluation = evaluated(run)
     attempts: list[Any] = []
     rectifications: list[Any] = []
     pairs: list[Any] = []
@@ -172,7 +163,8 @@ def make_run(run: Path, questions: int = 400, num_pairs: int = 60, **changes: An
             "problems": 2000, "attempts": 2000, "correct": 312, "wrong": 1641, "unscored": 12, "truncated": 35,
             "rectified": 1368, "pairs": 1280, "dropped": {"not_verified": 273, "change_ratio": 88},
         },
-        "evaluation": evaluation,
+        "evaluation": {task: result.model_dump() for task, result in evaluation.tasks.items()},
+        "averages": {group: average.model_dump() for group, average in evaluation.averages.items()},
         "change_ratio": {
             "gamma": 0.6,
             "values": ratios,

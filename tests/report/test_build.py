@@ -69,7 +69,7 @@ def test_the_page_holds_every_part_in_order(new_run: NewRun) -> None:
     page = page_of(run, "spot run demo.yaml run.seed=7")
     headings = [
         "Before and after", "From questions to pairs", "How much the corrections change", "Training",
-        "Rectifications", "What was forgotten", "Time and memory", "Notes", "To reproduce",
+        "Rectifications", "Answers that changed", "Time and memory", "Notes", "To reproduce",
     ]  # fmt: skip
     html = (run / "report.html").read_text()
     assert re.findall(r"<h2>(.*?)</h2>", html) == headings
@@ -86,7 +86,9 @@ def test_the_page_holds_every_part_in_order(new_run: NewRun) -> None:
         "Peak memory 1.1 GiB",
     ):
         assert fact in page.text, fact
-    assert page.tags.count("article") == 5 + 3
+    changed = sum(min(result["difference"]["worse"], 20) + min(result["difference"]["better"], 10) for result in
+                  json.loads((run / "summary.json").read_text())["evaluation"].values())  # fmt: skip
+    assert page.tags.count("article") == 5 + changed
     assert page.tags.count("svg") == 4 * 2
 
 
@@ -169,6 +171,15 @@ def test_a_run_without_evaluation_says_so(new_run: NewRun) -> None:
     assert "does not show whether the student became better or worse" in page.text
     assert "Peak memory was not recorded" in page.text
     assert not (run / "figures" / "evaluation.svg").exists()
+
+
+def test_a_run_that_stopped_between_the_sides_names_what_is_not_compared(new_run: NewRun) -> None:
+    run = new_run(questions=3, evaluation={}, averages={}, not_paired=["in_domain", "ood"])
+    shutil.rmtree(run / "eval/after")
+    page = page_of(run)
+    assert "Nothing was compared in this run." in page.text
+    assert "Not answered whole on both sides, so not compared: In-domain and Out-of-domain." in page.text
+    assert "There is no question to show" not in page.text
 
 
 def test_one_pair_and_nothing_dropped(new_run: NewRun) -> None:

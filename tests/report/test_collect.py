@@ -46,7 +46,9 @@ def test_a_task_that_was_answered_in_part_is_left_out(new_run: NewRun) -> None:
     manifest(run, ["elicit"], ["elicit"])
     after = run / "eval/after/ood.jsonl"
     write_rows(after, read_rows(after, Attempt)[:-1])
-    assert set(collect(RunDirectory(run), RunConfig()).evaluation) == {"in_domain", "instructions"}
+    summary = collect(RunDirectory(run), RunConfig())
+    assert list(summary.evaluation) == ["in_domain", "instructions"]
+    assert summary.not_paired == ["ood"]
 
 
 def test_questions_that_were_trained_on_are_noted(new_run: NewRun) -> None:

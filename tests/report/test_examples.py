@@ -2,15 +2,13 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spot.errors import UserError
 from spot.report.diff import Span
-from spot.report.examples import forgotten_examples, rectified_examples, shortened, spread
+from spot.report.examples import Piece, fitted, rectified_examples, shortened, spread
 from spot.schema import Attempt, Message, Pair, Problem, Rectification
-from spot.store import read_rows, write_rows
+from spot.store import read_rows
 
 
 def pair(number: int, ratio: float) -> Pair:
@@ -89,45 +87,31 @@ def test_short_texts_are_shown_whole() -> None:
     assert "".join(piece.text for piece in shortened(spans)) == "same " * 100 + "new rest"
 
 
-def test_what_was_forgotten_was_right_before_and_is_wrong_now(new_run: Callable[..., Path]) -> None:
-    run = new_run(questions=120)
-    shown = forgotten_examples(run)
-    assert 0 < len(shown) <= 3
-    assert len({example.task for example in shown}) > 1  # taken from the tasks in turn
-    for example in shown:
-        before, after = (
-            [
-                row.verdict.correct
-                for row in read_rows(run / "eval" / side / f"{example.task}.jsonl", Attempt)
-                if row.problem_id == example.problem_id
-            ]
-            for side in ("before", "after")
-        )
-        assert (before, after) == ([True], [False])
-        assert example.question and example.known
+pieces = st.lists(
+    st.builds(Piece, st.sampled_from(["same", "changed"]), st.text(min_size=1, max_size=400))
+    | st.integers(1, 10**6).map(lambda number: Piece("gap", f"{number:,} characters left out", number)),
+    max_size=12,
+)
 
 
-def test_questions_may_be_unrecorded(new_run: Callable[..., Path]) -> None:
-    run = new_run(questions=60)
-    for file in (run / "eval" / "problems").iterdir():
-        file.unlink()
-    assert all(example.question is None and example.known is None for example in forgotten_examples(run))
+@given(pieces, st.integers(100, 1000))
+def test_fitting_takes_from_the_middle_and_says_how_much(given: list[Piece], longest: int) -> None:
+    def length(some: list[Piece]) -> int:
+        return sum(piece.left_out or len(piece.text) for piece in some)
+
+    def text(some: list[Piece]) -> str:
+        return "".join(f"<{piece.left_out}>" if piece.kind == "gap" else piece.text for piece in some)
+
+    shown = fitted(given, longest)
+    assert length(shown) == length(given)
+    if shown != given:
+        new = next(place for place, piece in enumerate(shown) if piece not in given and piece.kind == "gap")
+        assert text(given).startswith(text(shown[:new]))
+        assert text(given).endswith(text(shown[new + 1 :]))
+        assert sum(len(piece.text) + 30 for piece in shown[:new] + shown[new + 1 :]) <= longest
 
 
-def test_one_side_without_the_other_is_an_error(new_run: Callable[..., Path]) -> None:
-    run = new_run(questions=3)
-    (run / "eval" / "after" / "ood.jsonl").unlink()
-    with pytest.raises(UserError, match=r"eval/after/ood\.jsonl: no such file"):
-        forgotten_examples(run)
-
-
-def test_sides_with_other_questions_are_an_error(new_run: Callable[..., Path]) -> None:
-    run = new_run(questions=5)
-    file = run / "eval" / "after" / "ood.jsonl"
-    write_rows(file, read_rows(file, Attempt)[1:])
-    with pytest.raises(UserError, match="different questions"):
-        forgotten_examples(run)
-
-
-def test_a_run_without_evaluation_forgot_nothing_that_is_known(tmp_path: Path) -> None:
-    assert forgotten_examples(tmp_path) == []
+def test_what_fits_is_left_as_it_is() -> None:
+    given = [Piece("same", "So "), Piece("changed", "12")]
+    assert fitted(given, 65) == given
+    assert fitted(given, 64) != given

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from spot.errors import UserError
-from spot.evaluate.statistics import Difference, Score
-from spot.report.summary import Accuracy, Change, Summary, read_metrics, read_summary
+from spot.evaluate.statistics import Score
+from spot.report.summary import Accuracy, Summary, read_metrics, read_summary
 
 MINIMAL = {
     "name": "x", "student": "s", "oracle": "o", "objective": "sft",
@@ -27,9 +27,8 @@ def test_a_summary_survives_writing_and_reading(new_run: Callable[..., Path]) ->
 
 
 def test_the_statistics_fit_the_summary_as_they_are() -> None:
-    score, difference = Score(0.5, None, 1, 1, 0, 0), Difference(0.1, -0.2, 0.3, 4, 2, 1)
+    score = Score(0.5, None, 1, 1, 0, 0)
     assert Accuracy(**asdict(score)).model_dump() == asdict(score)
-    assert Change(**asdict(difference)).model_dump() == asdict(difference)
 
 
 def test_what_a_short_run_lacks_may_be_missing(tmp_path: Path) -> None:

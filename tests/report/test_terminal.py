@@ -6,6 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from spot.report.prose import points
 from spot.report.summary import Summary, read_summary
 from spot.report.terminal import print_summary
 
@@ -29,7 +30,7 @@ def test_everything_fits_eighty_columns_without_being_cut(summary: Summary) -> N
     assert all(cell_len(line) <= 80 for line in text.splitlines())
     assert "…" not in text
     for result in summary.evaluation.values():
-        high = f"{100 * result.difference.high:+.1f}".replace("-", "−")
+        high = points(result.difference.high)
         assert any(line.rstrip().endswith(f"to {high}") for line in text.splitlines())
 
 
@@ -57,7 +58,10 @@ def test_it_ends_with_where_the_report_is(summary: Summary) -> None:
 def test_readings_need_intervals_without_zero(summary: Summary) -> None:
     task = summary.evaluation["in_domain"]
     fell = task.model_copy(
-        update={"difference": task.difference.model_copy(update={"mean": -0.1, "low": -0.2, "high": -0.05})}
+        update={
+            "title": "",
+            "difference": task.difference.model_copy(update={"mean": -0.1, "low": -0.2, "high": -0.05}),
+        }
     )
     text = printed(summary.model_copy(update={"evaluation": {"a": fell}}))
     assert "Rose: none. Fell: a. No change shown: none." in text

@@ -137,6 +137,8 @@ def open_judge(config: RunConfig, ledger: "Ledger") -> JudgeModel | None:
     if section.base_url is None:
         raise UserError("judge.base_url is not set; a judge is asked over one (for example https://host/v1)")
     limit = section.max_cost or min(filter(None, (config.rectify.max_cost, config.student.max_cost)), default=None)
+    if limit is not None and not (section.input_price or section.output_price):
+        raise UserError(f"the run may cost ${limit:g}: set judge.input_price and judge.output_price to keep to it")
     model = recorded(endpoint(section, section.model), ledger, "judge", section, limit)
     sampling = Sampling(
         temperature=section.temperature,

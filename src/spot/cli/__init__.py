@@ -103,7 +103,8 @@ def elicit_command(
     """Ask the student every problem and verify its answers."""
     from spot import stages
     from spot.account import print_spent
-    from spot.opening import open_ledger, open_model, open_verifier
+    from spot.evaluate.run import keep_identity
+    from spot.opening import made_with, open_ledger, open_model, open_verifier
     from spot.schema import Dropped
     from spot.store import locked
 
@@ -118,11 +119,18 @@ def elicit_command(
     with open_ledger(account) if paid else nullcontext() as ledger:
         student = open_model(config.student, ledger=ledger) if ask else None
         verifier = open_verifier(config.problems)
+        identity = output.with_suffix(".model.json")
         with locked(output):
-            attempts = stages.elicit(
-                *(asked, student, config.elicit, verifier, config.run.seed, output, console),
-                *(config.run.on_bad_row, dropped),
-            )
+            if ask:
+                keep_identity(identity, made_with(config.student))
+            try:
+                attempts = stages.elicit(
+                    *(asked, student, config.elicit, verifier, config.run.seed, output, console),
+                    *(config.run.on_bad_row, dropped),
+                )
+            finally:
+                if not output.exists():
+                    identity.unlink(missing_ok=True)
             told = record(dropped, output)
     console.print(f"{output}: {stages.tally(attempts)}{told}", highlight=False, soft_wrap=True)
     if paid:
@@ -226,9 +234,10 @@ def filter_command(
 )
 def train_command(context: typer.Context) -> None:
     """Train on pairs, with the flags of transformers and TRL (spot train --help lists them)."""
+    from spot.during import of_flags
     from spot.train.command import main as train_main
 
-    train_main(context.args)
+    train_main(context.args, of_flags)
 
 
 @app.command("eval", epilog="Example: spot eval --model Qwen/Qwen3-8B --tasks paper --output evals/base; then another "
@@ -249,6 +258,10 @@ def eval_command(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="A YAML file of templates by task, in place of ours.")] = None,
     samples: Annotated[int | None, typer.Option(help="How often to ask each question; the task's own number.")] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(metavar="temperature=0.6,0.7", help="Try sampling settings, top_p too, and say which is best."),
+    ] = None,
     inspect_logs: Annotated[
         Path | None, typer.Option("--inspect_logs", "--inspect-logs", help="Also write logs for inspect view here.")
     ] = None,
@@ -258,7 +271,7 @@ def eval_command(
     margin: Annotated[float, typer.Option(help="With --compare: what may be lost and still count as kept.")] = 0.02,
 ) -> None:  # fmt: skip
     """Measure a model on benchmarks, or compare two that were measured."""
-    from spot.measure import compare_evaluations, evaluate_model
+    from spot.measure import compare_evaluations, evaluate_model, search_sampling
 
     if compare is not None:
         if model or tasks:
@@ -272,9 +285,12 @@ def eval_command(
     given |= {} if samples is None else {"samples": samples}
     raw = {
         "student": {"model": model},
-        "evaluate": {"tasks": tasks.split(","), **given},
+        "evaluate": {"tasks": [name.strip() for name in tasks.split(",")], **given},
     }
     config = overridden(raw, overrides, ("student", "evaluate", "problems"))
+    if search:
+        search_sampling(config, search, output, new_console())
+        return
     evaluate_model(config, output, inspect_logs, new_console())
 
 

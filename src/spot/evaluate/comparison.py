@@ -2,8 +2,9 @@
 
 The question is what is drawn: a replicate takes as many questions of each task, with replacement, and the difference of
 each stands for both its answers. An average's replicate is the mean of its tasks' ones, so a task of thirty questions
-adds its noise and one of five hundred its own. Where no question of a task changed, drawing again shows no spread; that
-task's interval is then the one of `statistics.compare`, and the averages are widened by it.
+adds its noise and one of five hundred its own. Of questions that fell, where none did, drawing again knows nothing; the
+interval then reaches as far as the share that may fall although none of the n did, `1 - 0.05 ** (1 / n)`, each to the
+end of the scale (as in `statistics`), and so for questions that rose. Averages are widened by it.
 """
 
 import math
@@ -84,9 +85,18 @@ def compared(
         differences = np.array([second[one] - first[one] for one in first])
         drawn = _replicates(differences, rng)
         low, high = (float(bound) for bound in np.quantile(drawn, (0.025, 0.975)))
-        if not np.ptp(differences):
-            low, high = exact.low, exact.high
-            steady[name] = (exact.mean - low, high - exact.mean)
+        unseen = 1 - 0.05 ** (1 / exact.n)
+        drawn_widths = exact.mean - low, high - exact.mean
+        widths = (
+            max(drawn_widths[0], 0.0 if exact.worse else unseen * (exact.mean + 1)),
+            max(drawn_widths[1], 0.0 if exact.better else unseen * (1 - exact.mean)),
+        )
+        low, high = exact.mean - widths[0], exact.mean + widths[1]
+        # What an average has to be widened by, beyond what its draws show.
+        below, above = (
+            math.sqrt(max(0.0, wide**2 - narrow**2)) for wide, narrow in zip(widths, drawn_widths, strict=True)
+        )
+        steady[name] = below, above
         replicates[name] = drawn
         was, now = fmean(first.values()), fmean(second.values())
         tasks[name] = Change(was, now, exact.mean, low, high, exact.n, exact.better, exact.worse)
@@ -100,7 +110,9 @@ def compared(
         groups=groups,
         tasks=tasks,
         averages={
-            name: _average([tasks[one] for one in some], [replicates[one] for one in some], _known(some, steady))
+            name: _average(
+                [tasks[one] for one in some], [replicates[one] for one in some], [steady[one] for one in some]
+            )
             for name, some in members.items()
             if some
         },
@@ -115,10 +127,6 @@ def _replicates(differences: np.ndarray, rng: np.random.Generator) -> np.ndarray
         drawn = rng.integers(0, n, size=(min(step, REPLICATES - first), n))
         found.append(differences[drawn].mean(axis=1))
     return np.concatenate(found)
-
-
-def _known(names: Sequence[str], steady: Mapping[str, tuple[float, float]]) -> list[tuple[float, float]]:
-    return [steady[name] for name in names if name in steady]
 
 
 def _average(

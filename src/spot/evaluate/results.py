@@ -1,6 +1,6 @@
 """What an evaluation comes to: a score a task and the averages, in `results.json` beside the answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -15,26 +15,26 @@ from spot.store import write_atomic
 FILE = "results.json"
 
 
-class Part(BaseModel):
+class Shown(BaseModel):
     """Base: immutable, no unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Measure(Part):
+class Measure(Shown):
     """A score beside accuracy, from 0 to 1, and its standard error over questions."""
 
     mean: float
     stderr: float | None
 
 
-class TaskScore(Part):
+class TaskScore(Shown):
     """A task's accuracy, the mean over `repeats` of each of `n` questions, with its 95% interval.
 
     Of the `samples`, those `truncated` and `unanswered` score 0, and so do those `unscored`. `pass_at` holds pass@k for
-    1 and `repeats`, `majority` is maj@k for all repeats, where answers
-    can vote. `same_answers` is the share of questions all of whose
-    repetitions have the same text: where that is high at a temperature above 0, repetitions say little.
+    1 and `repeats`; `majority` is maj@k over all repeats, where answers can vote. `same_answers` is the share of
+    questions all of whose repetitions have the same text: where that is high at a temperature above 0, repetitions say
+    little.
     """
 
     title: str
@@ -56,7 +56,7 @@ class TaskScore(Part):
     baselines: dict[str, float] = {}
 
 
-class Results(Part):
+class Results(Shown):
     """One model on some tasks. `averages` are means of the tasks' means: of each group, and of all (`all`)."""
 
     model: str
@@ -116,6 +116,31 @@ def averages(scores: Mapping[str, TaskScore]) -> dict[str, float]:
     found = {group: [one.mean for one in scores.values() if one.group == group] for group in GROUPS if group != "other"}
     found["all"] = [one.mean for one in scores.values()]
     return {name: fmean(means) for name, means in found.items() if means}
+
+
+def merged(directory: Path, results: Results) -> Results:
+    """`results` and those of other tasks that the same model has in `directory`.
+
+    Raises `UserError` where those are of another model or other sampling.
+    """
+    if not (directory / FILE).exists():
+        return results
+    known = read_results(directory)
+    if (known.model, known.sampling) != (results.model, results.sampling):
+        raise UserError(f"{directory / FILE}: of another model or other sampling; name another output")
+    tasks = {**{name: one for name, one in known.tasks.items() if name not in results.tasks}, **results.tasks}
+    return results.model_copy(update={"tasks": tasks, "averages": averages(tasks)})
+
+
+def forget(directory: Path, names: Collection[str]) -> None:
+    """Take the scores of tasks that are about to be asked out of `results.json`: they may be of fewer answers."""
+    if (directory / FILE).exists():
+        known = read_results(directory)
+        tasks = {name: one for name, one in known.tasks.items() if name not in names}
+        if tasks:
+            write_results(directory, known.model_copy(update={"tasks": tasks, "averages": averages(tasks)}))
+        else:
+            (directory / FILE).unlink()
 
 
 def write_results(output: Path, results: Results) -> Path:

@@ -1,5 +1,6 @@
 """Asking benchmarks: what is asked is kept beside the answers, and a later go must ask the same."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from spot.evaluate.comparison import Compared, compared
 from spot.evaluate.results import Results, averages, read_results, task_score
 from spot.evaluate.task import Task
 from spot.schema import Attempt, Problem, Sampling
-from spot.store import read_rows, write_rows
+from spot.store import read_rows, write_atomic, write_rows
 from spot.verify.base import Verifier
 from spot.verify.resolve import resolve
 
@@ -57,13 +58,49 @@ def compare_directories(before: Path, after: Path) -> Compared:
     Raises `UserError` where one is none, or they have no questions in common.
     """
     old, new = read_results(before), read_results(after)
-    answers = {
-        name: (read_rows(before / f"{name}.jsonl", Attempt), read_rows(after / f"{name}.jsonl", Attempt))
-        for name in old.tasks
-        if name in new.tasks
-    }
-    for name in answers:
-        asked = [directory / "problems" / f"{name}.jsonl" for directory in (before, after)]
-        if all(path.exists() for path in asked) and read_rows(asked[0], Problem) != read_rows(asked[1], Problem):
-            raise UserError(f"{name}: {before} and {after} answer other questions, or the same in other words")
+    if (was := _drawn(old.sampling)) != (now := _drawn(new.sampling)):
+        raise UserError(f"{before} was sampled with {was} and {after} with {now}; measure both alike")
+    answers: dict[str, tuple[list[Attempt], list[Attempt]]] = {}
+    for name in old.tasks:
+        if name in new.tasks:
+            answers[name] = _answers(before, old, name), _answers(after, new, name)
+            if _questions(before, name) != _questions(after, name):
+                raise UserError(f"{name}: {before} and {after} answer other questions, or the same in other words")
     return compared(old, new, answers)
+
+
+def _drawn(sampling: Sampling) -> str:
+    return f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, at most {sampling.max_new_tokens:,} tokens"
+
+
+def _questions(directory: Path, name: str) -> list[Problem]:
+    """What was asked; in a run's directory both sides have their questions in common."""
+    path = directory / "problems" / f"{name}.jsonl"
+    return read_rows(path if path.exists() else directory.parent / "problems" / path.name, Problem)
+
+
+def _answers(directory: Path, results: Results, name: str) -> list[Attempt]:
+    path = directory / f"{name}.jsonl"
+    rows = read_rows(path, Attempt)
+    if len(rows) != results.tasks[name].samples:
+        raise UserError(
+            f"{path}: {len(rows):,} answers where {directory / 'results.json'} speaks of "
+            f"{results.tasks[name].samples:,}; run spot eval there again"
+        )
+    return rows
+
+
+def keep_identity(path: Path, made_with: str) -> None:
+    """Keep what decides the answers beside them. Raises `UserError` where they are of something else."""
+    if not path.exists():
+        write_atomic(path, json.dumps({"made_with": made_with}, indent=1) + "\n")
+        return
+    try:
+        known = str(json.loads(path.read_text("utf-8"))["made_with"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged; delete it where the answers beside it are of this very model") from None
+    if known != made_with:
+        raise UserError(
+            f"{path}: the answers beside it are of {known}, not of {made_with}; name another output, or delete that "
+            "file where it is the same model"
+        )

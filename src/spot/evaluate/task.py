@@ -4,6 +4,7 @@ Each file of `benchmarks` defines one or a few; `registry` finds them by name. T
 elicits (`spot.answer`), and by inspect_ai (`inspect_tasks`).
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Literal
 
 from spot.answer import Variant
 from spot.evaluate.source import Data, Source
-from spot.schema import Attempt, Problem
+from spot.schema import Attempt, Problem, derived_seed
 
 Group = Literal["in_domain", "ood", "general", "other"]
 GROUPS: dict[Group, str] = {"in_domain": "in-domain", "ood": "OOD", "general": "general", "other": "other"}
@@ -56,8 +57,15 @@ class Task:
     has_one_answer: bool = True
 
     def problems(self, data_dir: Path | None, prompt: str | None = None, limit: int | None = None) -> list[Problem]:
-        """The questions, the first `limit` of them. Raises `UserError` where the rows cannot be had or used."""
+        """The questions; `limit` of them are drawn, alike every time, since rows may stand by subject.
+
+        Raises `UserError` where the rows cannot be had or used.
+        """
         data = Data("", []) if self.source is None else self.source.read(data_dir)
         if self.examples is not None:
             data = replace(data, examples=self.examples.read(data_dir))
-        return self.build(data, prompt or self.prompt)[:limit]
+        problems = self.build(data, prompt or self.prompt)
+        if limit is None or limit >= len(problems) or self.source is None:
+            return problems[:limit]
+        places = random.Random(derived_seed(0, "questions", self.name)).sample(range(len(problems)), limit)
+        return [problems[place] for place in sorted(places)]

@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS account (id INTEGER PRIMARY KEY CHECK (id = 0), spent
 INSERT OR IGNORE INTO account VALUES (0, 0, 0);
 """
 FOREIGN_SECONDS = 3600.0
-"""How long a request that another host has sent is waited for; longer than any try may take."""
+"""How long a request that another host has sent is waited for; longer than a config lets a try take."""
 
 NO_USAGE = ", no usage"
 """Behind the outcome of replies whose server did not say what they used: they are booked at the most they can cost."""
@@ -101,7 +101,14 @@ class Replied:
     cost: float | None
 
 
-Operation = Admit | Refused | Replied
+@dataclass(frozen=True)
+class Released:
+    """Nobody here asks these any more; what of their tries is not settled stays open, and others may ask again."""
+
+    keys: Sequence[str]
+
+
+Operation = Admit | Refused | Replied | Released
 Answer = Literal["done", "no_room", "on_record", "elsewhere", "in_batch"]
 """What became of an operation. An `Admit` is let out (`done`), or not: the account has no room for it, its reply is
 there already, another process that lives is asking the same, or a batch that was submitted holds it."""
@@ -190,6 +197,11 @@ class Ledger:
             return self._admit(operation.entry, operation.max_cost)
         if isinstance(operation, Refused):
             self._refused(operation)
+        elif isinstance(operation, Released):
+            self._database.executemany(
+                "UPDATE requests SET owner = '' WHERE key = ? AND owner = ? AND sends > refused + replied",
+                [(key, self._owner) for key in operation.keys],
+            )
         else:
             self._replied(operation)
         return "done"
@@ -315,6 +327,16 @@ class Ledger:
             now = time.time()
             found.update(key for key, who, sent_at in rows if is_alive(who, now - sent_at))
         return found
+
+    def others_ask(self) -> bool:
+        """Whether another process that is still alive has sent something that is not settled."""
+        rows = self._database.execute(
+            "SELECT owner, MAX(sent_at) FROM requests WHERE sends > refused + replied AND owner NOT IN ('', ?) "
+            "GROUP BY owner",
+            (self._owner,),
+        ).fetchall()
+        now = time.time()
+        return any(is_alive(who, now - sent_at) for who, sent_at in rows)
 
     def spent(self) -> tuple[float, float]:
         """Dollars spent, and dollars that open tries may cost or have cost."""

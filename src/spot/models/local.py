@@ -64,8 +64,10 @@ class LocalModel:
     that the template refuses, comes back as an error.
 
     `dtype` is "auto" (the checkpoint's) or torch's name of a type; `device` is "cpu", "cuda" or "cuda:N", by default
-    CUDA where there is one; `name` is what rows call the model, by default `path` as given. Raises `UserError` where
-    the directory holds no whole model with a tokenizer and a chat template, `RunFailed` on NaN or lack of memory.
+    CUDA where there is one; `name` is what rows call the model, by default `path` as given. With `loaded`, a model in
+    evaluation mode on `device` and its tokenizer, nothing is loaded: its weights are shared, and `path` only names it.
+    Products are in `autocast` where that is a type. Raises `UserError` where the directory holds no whole model with a
+    tokenizer and a chat template, `RunFailed` on NaN or lack of memory.
     """
 
     def __init__(
@@ -77,6 +79,8 @@ class LocalModel:
         enable_thinking: bool = False,
         *,
         name: str | None = None,
+        loaded: tuple[Any, Any] | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: must be at least 1")
@@ -84,10 +88,14 @@ class LocalModel:
         self._path = path
         self._batch_size = batch_size
         self._enable_thinking = enable_thinking
+        self._autocast = autocast
         self._device = _device(device)
-        logging.disable_progress_bar()  # loading is quick where it matters, and its bar tears through ours
-        self._tokenizer = _load_tokenizer(path)
-        model = _load_model(path, _dtype(dtype), self._device)
+        if loaded is None:
+            logging.disable_progress_bar()  # loading is quick where it matters, and its bar tears through ours
+            self._tokenizer = _load_tokenizer(path)
+            model = _load_model(path, _dtype(dtype), self._device)
+        else:
+            model, self._tokenizer = loaded
         small = self._device.type == "cpu" and sum(weight.numel() for weight in model.parameters()) < SMALL
         self._lanes = min(LANES, torch.get_num_threads()) if small else 1
         self._models = _replicas(model, self._lanes)
@@ -139,9 +147,14 @@ class LocalModel:
         """The model, its tokenizer and its device, for whoever wants more of it than answers; for one at a time."""
         model = self._models.get()
         try:
-            yield model, self._tokenizer, self._device
+            with self._computing():
+                yield model, self._tokenizer, self._device
         finally:
             self._models.put(model)
+
+    def _computing(self) -> torch.autocast:
+        # Entered by each thread for itself.
+        return torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
 
     def _prepare(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[_Prompt], list[Reply]]:
         """Tokenize every request; those that cannot be asked come back as replies that say why."""
@@ -191,7 +204,8 @@ class LocalModel:
     def _answer(self, batch: list[_Prompt], sampling: Sampling, stopped: threading.Event) -> list[Reply]:
         model = self._models.get()
         try:
-            answers = self._decode(batch, model, sampling, stopped)
+            with self._computing():
+                answers = self._decode(batch, model, sampling, stopped)
         except FloatingPointError as error:
             raise RunFailed(f"{self._path}: {error}; its weights are broken, or its dtype is too narrow") from error
         except torch.OutOfMemoryError as error:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from spot.errors import StoppedEarly, UserError
 from spot.models.base import Model, NoMore, Reply, Request, closed, request_key
-from spot.models.ledger import Admit, Answer, Entry, Ledger, Operation, Prices, Refused, Replied
+from spot.models.ledger import Admit, Answer, Entry, Ledger, Operation, Prices, Refused, Released, Replied
 from spot.schema import Sampling, as_dicts
 
 TEMPLATE_TOKENS = 64
@@ -78,9 +78,11 @@ class RecordedModel:
         gate = _LedgerGate(self, key_of, sampling)
         try:
             # All requests are passed, because a local model forms its batches over the whole list.
-            async with closed(self._asked(gate, list(by_id.values()), sampling, answered)) as groups:
+            async with closed(self._asked(gate, by_id, sampling, answered)) as groups:
                 async for group in groups:
                     yield group
+        except NoMore:
+            return
         finally:
             await gate.close()
 
@@ -95,10 +97,10 @@ class RecordedModel:
                 yield [reply]
 
     async def _asked(
-        self, gate: "_LedgerGate", requests: Sequence[Request], sampling: Sampling, answered: set[str]
+        self, gate: "_LedgerGate", by_id: dict[str, Request], sampling: Sampling, answered: set[str]
     ) -> AsyncIterator[list[Reply]]:
         """The model's replies, committed before they are yielded; other processes' as they settle."""
-        key_of = gate.key_of
+        key_of, requests = gate.key_of, list(by_id.values())
         while True:
             todo = {key_of[request.id]: request.id for request in requests if request.id not in answered}
             elsewhere = {todo[key] for key in self._ledger.in_flight_elsewhere(list(todo))}
@@ -108,10 +110,10 @@ class RecordedModel:
                         answered.update(reply.id for reply in replies)
                         yield replies
                 elsewhere |= gate.skipped
-            if not elsewhere:
+            if not elsewhere or gate.closed_by_turnstile:
                 return
             await asyncio.sleep(ELSEWHERE_EVERY)
-            for replies in self._ledger.replies({key_of[id]: id for id in elsewhere}):
+            async for replies in self._on_record({key_of[id]: id for id in elsewhere}, by_id):
                 answered.update(reply.id for reply in replies)
                 yield replies
 
@@ -180,6 +182,7 @@ class _LedgerGate:
         self._sampling = sampling
         self.skipped: frozenset[str] = frozenset()
         """Requests of a model in process that another process has asked since they were looked for."""
+        self.closed_by_turnstile = False
         self._served: set[str] = set()  # answered from the record here
         self._waiting: list[tuple[Operation, asyncio.Future[Answer]]] = []
         self._committing: asyncio.Task[None] | None = None
@@ -190,7 +193,11 @@ class _LedgerGate:
         """Commit the try; waits for room in the account while something is on its way, and for another process that
         asks the same, whose reply is given."""
         if self._model.turnstile is not None:
-            await self._model.turnstile.enter(request)
+            try:
+                await self._model.turnstile.enter(request)
+            except NoMore:
+                self.closed_by_turnstile = True
+                raise
         key = self.key_of[request.id]
         operation = Admit(self._model.entry(request, self._sampling, key), self._model.max_cost)
         while (answer := await self._let_out(operation)) != "done":
@@ -204,6 +211,8 @@ class _LedgerGate:
                 raise self._in_batch()
             elif self._open:
                 await self._changed.wait()
+            elif self._model.ledger.others_ask():
+                await asyncio.sleep(ELSEWHERE_EVERY)  # what they have reserved may come back
             else:
                 self._tell()  # those who wait for what was open
                 raise self._no_room(operation.entry.worst)
@@ -254,7 +263,10 @@ class _LedgerGate:
             for reply in replies
             if reply.id not in self._served and (reply.finish_reason != "error" or reply.usage is not None)
         ]
-        await asyncio.gather(*(self._enqueue(self._model.operation(self.key_of[reply.id], reply)) for reply in answers))
+        given_up = [self.key_of[reply.id] for reply in replies if reply.finish_reason == "error" and not reply.usage]
+        operations: list[Operation] = [self._model.operation(self.key_of[reply.id], reply) for reply in answers]
+        operations += [Released(given_up)] if given_up else []
+        await asyncio.gather(*map(self._enqueue, operations))
         for _ in answers:
             self._settled()
 
@@ -289,9 +301,10 @@ class _LedgerGate:
                     future.set_result(result)
 
     async def close(self) -> None:
-        """Wait until everything is committed."""
+        """Wait until everything is committed; what is not settled is nobody's from here on."""
         while self._committing is not None and not self._committing.done():
             await self._committing
+        await asyncio.to_thread(self._model.ledger.apply, [Released(list(self.key_of.values()))])
 
 
 def dollars(amount: float) -> str:

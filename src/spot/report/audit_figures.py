@@ -44,7 +44,7 @@ def draw_profile(summary: AuditSummary) -> Drawing:
 
 
 def _edits(edits: EditSummary, width: int) -> Sheet:
-    top, height, between = 44, 96, 44
+    top, height, between = 52, 96, 58
     panels = [
         ("Change ratio (eq. 1)", edits.change_ratio_bins, edits.change_ratio.median),
         ("Edit distance", edits.edit_distance_bins, edits.edit_distance.median),
@@ -55,15 +55,15 @@ def _edits(edits: EditSummary, width: int) -> Sheet:
     slot, unit = across / BINS, height / tallest
     for index, (label, counts, middle) in enumerate(panels):
         base = top + index * (height + between) + height
-        sheet.text((0, base - height - 22), label, bold=True)
+        sheet.text((0, base - height - 34), label, bold=True)
         for tick in round_ticks(tallest, 3):
             sheet.line((_LEFT, base - tick * unit), (sheet.width - _RIGHT, base - tick * unit), "line")
             sheet.note((_LEFT - 8, base - tick * unit), whole(tick), "right")
         for place, count in enumerate(counts):
             sheet.bar((_LEFT + place * slot + 1, base - count * unit), slot - 2, count * unit, "chosen")
         x = _LEFT + middle * across
-        sheet.line((x, base - height - 8), (x, base), "ink", 1.2)
-        sheet.note((x + (6 if middle < 0.7 else -6), base - height - 4), f"median {middle:.2f}",
+        sheet.line((x, base - height - 16), (x, base), "ink", 1.2)
+        sheet.note((x + (6 if middle < 0.7 else -6), base - height - 11), f"median {middle:.2f}",
                    "left" if middle < 0.7 else "right")  # fmt: skip
     for tick in range(0, 11, 2):
         sheet.note((_LEFT + tick / 10 * across, sheet.height - 22), f"{tick / 10:g}", "center")

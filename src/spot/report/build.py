@@ -4,7 +4,8 @@ import math
 from pathlib import Path
 
 from spot.report.audit import AuditView, audit_view
-from spot.report.examples import Rectified, forgotten_examples, optional_problems, rectified_examples
+from spot.report.changed import changed_answers
+from spot.report.examples import Rectified, optional_problems, rectified_examples
 from spot.report.figures import Drawing, draw_change_ratio, draw_counts, draw_evaluation, draw_training, series
 from spot.report.html import render
 from spot.report.summary import Summary, read_metrics, read_summary
@@ -30,7 +31,7 @@ def build_report(run: Path, reproduce: str) -> Path:
         summary,
         {drawing.name: drawing for drawing in drawings},
         _rectified(run) if summary.counts.pairs else [],
-        forgotten_examples(run),
+        changed_answers(run, summary.evaluation),
         reproduce=reproduce,
         audit=audit,
         broken_steps=sum(not math.isfinite(loss) for loss in losses),

@@ -2,23 +2,12 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 from spot.config import RunConfig
 from spot.evaluate.overlap import overlap_note
-from spot.evaluate.statistics import compare, score
-from spot.report.summary import (
-    Accuracy,
-    Change,
-    ChangeRatios,
-    Comparison,
-    Counts,
-    Summary,
-    TaskResult,
-    Training,
-    read_metrics,
-)
+from spot.report.evaluation import evaluated
+from spot.report.summary import ChangeRatios, Counts, Summary, Training, read_metrics
 from spot.schema import Attempt, Pair, Problem, Rectification, Row
 from spot.store import RunDirectory, read_dropped, read_rows
 
@@ -27,10 +16,12 @@ def collect(run: RunDirectory, config: RunConfig) -> Summary:
     """The summary of what `run` holds so far; stages that did not run leave their part empty."""
     manifest = run.manifest
     metrics = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    steps = [row for row in metrics if row["step"] > 0]  # before the first one only tasks are measured
     ratios = run / "change_ratios.json"
     stages = {stage: facts for stage, facts in manifest["stages"].items() if stage != "report"}
     resumed = [stage for stage, goes in manifest.get("goes", {}).items() if goes > 1 and stage in stages]
-    notes = [*config.report.notes, *_overlap(run)]
+    evaluation = evaluated(run.path)
+    notes = [*config.report.notes, *_overlap(run), *evaluation.notes]
     if resumed:
         notes.append(
             f"Resumed after a stop: {', '.join(resumed)}; their seconds and memory are those of the last go only."
@@ -41,14 +32,16 @@ def collect(run: RunDirectory, config: RunConfig) -> Summary:
         oracle=config.rectify.model or config.rectify.oracle,
         objective=" + ".join(config.train.objectives),
         counts=_counts(run),
-        evaluation=_evaluation(run),
+        evaluation=evaluation.tasks,
+        averages=evaluation.averages,
+        not_paired=evaluation.not_paired,
         change_ratio=ChangeRatios(
             gamma=config.filter.gamma, values=json.loads(ratios.read_text()) if ratios.exists() else []
         ),
         training=Training(
-            steps=len(metrics),
-            first=dict(metrics[0]) if metrics else {},
-            last=dict(metrics[-1]) if metrics else {},
+            steps=len(steps),
+            first=dict(steps[0]) if steps else {},
+            last=dict(steps[-1]) if steps else {},
         ),
         seconds={stage: facts["seconds"] for stage, facts in stages.items()},
         peak_memory_bytes=max((facts["peak_memory_bytes"] for facts in stages.values()), default=0),
@@ -94,39 +87,4 @@ def _counts(run: RunDirectory) -> Counts:
         rectified=sum(row.accepted for row in corrections),
         pairs=len(_rows(run, "pairs.jsonl", Pair)),
         dropped=dict(Counter(row.reason for row in read_dropped(run / "dropped.jsonl"))),
-    )
-
-
-def _evaluation(run: RunDirectory) -> dict[str, TaskResult]:
-    results: dict[str, TaskResult] = {}
-    for questions in sorted((run / "eval").glob("problems/*.jsonl")):
-        task = questions.stem
-        paths = [run / "eval" / side / f"{task}.jsonl" for side in ("before", "after")]
-        if not all(path.exists() for path in paths):
-            continue
-        before, after = (read_rows(path, Attempt) for path in paths)
-        if {row.problem_id for row in before} != {row.problem_id for row in after}:
-            continue  # stopped while this task was being answered
-        slice_of = {
-            problem.id: str(problem.meta["slice"])
-            for problem in read_rows(questions, Problem)
-            if "slice" in problem.meta
-        }
-        slices = {
-            name: compared(
-                [row for row in before if slice_of.get(row.problem_id) == name],
-                [row for row in after if slice_of.get(row.problem_id) == name],
-            )
-            for name in sorted(set(slice_of.values()))
-        }
-        results[task] = TaskResult(**dict(compared(before, after)), slices=slices)
-    return results
-
-
-def compared(before: list[Attempt], after: list[Attempt]) -> Comparison:
-    """Scores of both sides and their paired difference."""
-    return Comparison(
-        before=Accuracy(**asdict(score(before))),
-        after=Accuracy(**asdict(score(after))),
-        difference=Change(**asdict(compare(before, after))),
     )

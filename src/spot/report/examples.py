@@ -1,28 +1,28 @@
-"""The texts a report shows: rectifications spread over the change ratio, and what was forgotten."""
+"""The texts a report shows, shortened, and rectifications spread over the change ratio."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spot.errors import UserError
-from spot.evaluate.statistics import compare, question_means
 from spot.report.diff import Span, marked
 from spot.report.prose import whole
 from spot.schema import Attempt, Pair, Problem, Prompt, Rectification, as_messages, text_of
 from spot.store import read_rows
 
-SHOWN_PAIRS, SHOWN_FORGOTTEN = 5, 3
+SHOWN_PAIRS = 5
 _CONTEXT = 400  # characters kept of an unchanged stretch on each side of a change
 _LONGEST = 6000  # characters shown of one changed stretch, or of a question
+_MARK = 30  # characters that the page spends on marking a stretch
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a shown text. A `gap` stands for text that was left out, and says how much."""
+    """A stretch of a shown text. A `gap` stands for `left_out` characters, and says so."""
 
     kind: Literal["same", "changed", "gap"]
     text: str
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,6 @@ class Rectified:
     oracle: str
     rejected: list[Piece]
     chosen: list[Piece]
-
-
-@dataclass(frozen=True)
-class Forgotten:
-    """A question answered better before training than after; the shares of right samples and one answer of each."""
-
-    task: str
-    problem_id: str
-    question: list[Piece] | None
-    known: str | None
-    share_before: float
-    share_after: float
-    before: list[Piece]
-    after: list[Piece]
 
 
 def rectified_examples(
@@ -73,7 +59,7 @@ def rectified_examples(
         examples.append(
             Rectified(
                 problem_id=pair.problem_id,
-                question=_question(pair.prompt),
+                question=question_pieces(pair.prompt),
                 known=known,
                 said=said.get((pair.problem_id, rejected)),
                 change_ratio=pair.change_ratio,
@@ -93,59 +79,13 @@ def spread(pairs: Sequence[Pair], wanted: int = SHOWN_PAIRS) -> list[Pair]:
     return [ordered[round(index * (len(ordered) - 1) / (wanted - 1))] for index in range(wanted)]
 
 
-def evaluated_tasks(run: Path) -> list[str]:
-    """Tasks whose attempts lie in `eval/before` and `eval/after`. Raises `UserError` where one side is missing."""
-    sides = [{file.stem for file in (run / "eval" / side).glob("*.jsonl")} for side in ("before", "after")]
-    for missing, there in ((sides[0] - sides[1], "after"), (sides[1] - sides[0], "before")):
-        if missing:
-            raise UserError(f"{run / 'eval' / there / min(missing)}.jsonl: no such file; finish the run with spot run")
-    return sorted(sides[0])
-
-
-def forgotten_examples(run: Path) -> list[Forgotten]:
-    """Up to three questions that were right before and are wrong now, from the tasks in turn, the largest fall first.
-
-    Reads `eval/before/<task>.jsonl` and `eval/after/<task>.jsonl`, and the questions' text from
-    `eval/problems/<task>.jsonl` where the run keeps it. Raises `UserError` where the two sides do not match.
-    """
-    columns: list[list[Forgotten]] = []
-    for task in evaluated_tasks(run):
-        before = read_rows(run / "eval" / "before" / f"{task}.jsonl", Attempt)
-        after = read_rows(run / "eval" / "after" / f"{task}.jsonl", Attempt)
-        compare(before, after)  # refuses sides that hold different questions
-        old, new = question_means(before), question_means(after)
-        lost = sorted((new[key] - old[key], key) for key in old if new[key] < old[key])[:SHOWN_FORGOTTEN]
-        problems = optional_problems(run / "eval" / "problems" / f"{task}.jsonl") if lost else {}
-        columns.append([_forgotten(task, key, (before, after), problems.get(key)) for _, key in lost])
-    in_turn = [column[rank] for rank in range(SHOWN_FORGOTTEN) for column in columns if rank < len(column)]
-    return in_turn[:SHOWN_FORGOTTEN]
-
-
 def optional_problems(path: Path) -> dict[str, Problem]:
     """The problems in `path` by id; none where there is no such file, since not every run keeps them."""
     return {problem.id: problem for problem in read_rows(path, Problem)} if path.exists() else {}
 
 
-def _forgotten(
-    task: str, problem_id: str, sides: tuple[Sequence[Attempt], Sequence[Attempt]], problem: Problem | None
-) -> Forgotten:
-    before, after = ([row for row in side if row.problem_id == problem_id] for side in sides)
-    right = next(row for row in before if row.outcome == "correct")
-    wrong = next(row for row in after if row.outcome != "correct")
-    left_spans, right_spans = marked(right.response, wrong.response)
-    return Forgotten(
-        task=task,
-        problem_id=problem_id,
-        question=_question(problem.prompt) if problem else None,
-        known=problem.answer if problem else None,
-        share_before=question_means(before)[problem_id],
-        share_after=question_means(after)[problem_id],
-        before=shortened(left_spans),
-        after=shortened(right_spans),
-    )
-
-
-def _question(prompt: Prompt) -> list[Piece]:
+def question_pieces(prompt: Prompt) -> list[Piece]:
+    """What is asked; of a chat every message with its role."""
     messages = as_messages(prompt)
     lone = len(messages) == 1
     text = "\n\n".join(message.content if lone else f"[{message.role}] {message.content}" for message in messages)
@@ -163,7 +103,43 @@ def shortened(spans: Sequence[Span], context: int = _CONTEXT, longest: int = _LO
         if left_out < context:  # not worth a gap
             pieces.append(Piece(kind, text))
             continue
-        gap = Piece("gap", f"{whole(left_out)} characters left out")
+        gap = _gap(left_out)
         ends = [Piece(kind, text[:head]), gap, Piece(kind, text[len(text) - tail :])]
         pieces += [piece for piece in ends if piece.text]
     return pieces
+
+
+def fitted(pieces: Sequence[Piece], longest: int) -> list[Piece]:
+    """Pieces within `longest` characters, each counted as `_MARK` more: what does not fit goes from the middle."""
+    if sum(map(_cost, pieces)) <= longest:
+        return list(pieces)
+    head, rest = _taken(pieces, longest // 2, from_end=False)
+    tail, middle = _taken(rest, longest // 2, from_end=True)
+    return [*head, _gap(sum(piece.left_out or len(piece.text) for piece in middle)), *tail]
+
+
+def _taken(pieces: Sequence[Piece], longest: int, *, from_end: bool) -> tuple[list[Piece], list[Piece]]:
+    """What fits into `longest` from one end, and the rest; the piece at which it stops is cut."""
+    left = list(pieces)
+    taken: list[Piece] = []
+    while left:
+        piece = left[-1 if from_end else 0]
+        if _cost(piece) > longest:
+            room = longest - _MARK
+            if piece.kind != "gap" and room > 0:
+                cut = len(piece.text) - room if from_end else room
+                first, second = Piece(piece.kind, piece.text[:cut]), Piece(piece.kind, piece.text[cut:])
+                left[-1 if from_end else 0] = first if from_end else second
+                taken.append(second if from_end else first)
+            break
+        longest -= _cost(piece)
+        taken.append(left.pop(-1 if from_end else 0))
+    return taken[:: -1 if from_end else 1], left
+
+
+def _cost(piece: Piece) -> int:
+    return len(piece.text) + _MARK
+
+
+def _gap(left_out: int) -> Piece:
+    return Piece("gap", f"{whole(left_out)} characters left out", left_out)

@@ -60,7 +60,7 @@ class Drawing:
 def draw_evaluation(evaluation: Mapping[str, TaskResult]) -> Drawing:
     """Accuracy before and after for each task with 95% intervals; slices below their task, muted."""
     told = "; ".join(
-        f"{title(name)}: {percent(result.before.mean)} before, {percent(result.after.mean)} after "
+        f"{title(name, result.title)}: {percent(result.before.mean)} before, {percent(result.after.mean)} after "
         f"({points(result.difference.mean)} points)"
         for name, result in evaluation.items()
     )
@@ -112,7 +112,7 @@ def _evaluation(evaluation: Mapping[str, TaskResult], width: int) -> Sheet:
     above = 0 if wide else 20  # on a phone the label stands above its bars
     rows: list[tuple[str, Comparison, bool]] = []
     for name, result in evaluation.items():
-        rows.append((title(name), result, False))
+        rows.append((title(name, result.title), result, False))
         rows += [(one_line(part), comparison, True) for part, comparison in result.slices.items()]
     # Height of each of a row's two bars, and the room below: less before a slice than before the next task.
     thickness = [7 if is_slice else 11 for _, _, is_slice in rows]

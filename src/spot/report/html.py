@@ -12,10 +12,12 @@ from markupsafe import Markup
 
 from spot.evaluate.statistics import direction
 from spot.report import prose
+from spot.report.accuracy import accuracy_table
 from spot.report.audit import AuditView
-from spot.report.examples import Forgotten, Rectified
+from spot.report.changed import LONGEST, SHOWN_BETTER, SHOWN_WORSE, ChangedAnswers
+from spot.report.examples import Rectified
 from spot.report.figures import Drawing
-from spot.report.summary import Accuracy, Comparison, Summary
+from spot.report.summary import Summary
 from spot.report.svg import css_variables
 
 _HERE = Path(__file__).parent
@@ -39,25 +41,22 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class ResultRow:
-    """One line of the before/after table, formatted."""
+class Moved:
+    """How many questions of a task went which way, and where on the page those that changed are shown."""
 
     label: str
-    is_slice: bool
-    n: str
-    before: str
-    after: str
-    change: str
-    bounds: str
-    kind: str
-    reading: str
+    worse: int
+    same: int
+    better: int
+    worse_at: str
+    better_at: str
 
 
 def render(
     summary: Summary,
     drawings: Mapping[str, Drawing],
     rectified: Sequence[Rectified],
-    forgotten: Sequence[Forgotten],
+    changed: ChangedAnswers,
     *,
     reproduce: str,
     audit: AuditView | str | None = None,
@@ -71,7 +70,6 @@ def render(
     )
     environment.filters.update(
         percent=prose.percent, points=prose.points, whole=prose.whole, duration=prose.duration, size=prose.size,
-        task_title=prose.title,
     )  # fmt: skip
     light, dark = css_variables()
     return environment.get_template("template.html").render(
@@ -79,16 +77,17 @@ def render(
         style=Markup((_HERE / "report.css").read_text("utf-8").replace("/*light*/", light).replace("/*dark*/", dark)),
         account=prose.account(summary),
         tiles=tiles(summary),
-        results=list(result_rows(summary)),
-        apart=prose.apart(summary),
+        table=accuracy_table(summary),
+        not_paired=prose.listed([prose.title(name) for name in summary.not_paired]),
         figures={name: [Markup(svg) for svg in drawing.inline] for name, drawing in drawings.items()},
         audit=audit,
         ratio_reading=_ratio_reading(summary),
         training_reading=_training_reading(summary, broken_steps),
         metrics=list(_metric_rows(summary)),
         rectified=rectified,
-        forgotten=forgotten,
-        moved=list(_moved(summary)),
+        changed=changed,
+        moved=list(_moved(summary, changed)),
+        caps={"worse": SHOWN_WORSE, "better": SHOWN_BETTER, "characters": LONGEST},
         total_seconds=sum(summary.seconds.values()),
         longest_seconds=max([*summary.seconds.values(), 1e-9]),
         reproduce=reproduce,
@@ -103,7 +102,7 @@ def tiles(summary: Summary) -> list[Tile]:
     kinds = [direction(result.difference.low, result.difference.high) for _, result in results]
     headline = [
         Tile(
-            prose.title(name),
+            prose.title(name, result.title),
             prose.points(result.difference.mean),
             f"{prose.percent(result.before.mean)} to {prose.percent(result.after.mean)}",
             kind,
@@ -127,41 +126,15 @@ def tiles(summary: Summary) -> list[Tile]:
     return headline
 
 
-def result_rows(summary: Summary) -> Iterator[ResultRow]:
-    """The before/after table: each task, then its slices."""
-    for name, result in summary.evaluation.items():
-        yield _result_row(prose.title(name), result, is_slice=False)
-        for part, comparison in result.slices.items():
-            yield _result_row(prose.one_line(part), comparison, is_slice=True)
-
-
-def _result_row(label: str, result: Comparison, *, is_slice: bool) -> ResultRow:
-    change = result.difference
-    kind = direction(change.low, change.high)
-    return ResultRow(
-        label=label,
-        is_slice=is_slice,
-        n=prose.whole(change.n),
-        before=_accuracy(result.before),
-        after=_accuracy(result.after),
-        change=prose.points(change.mean),
-        bounds=f"{prose.points(change.low)} to {prose.points(change.high)}",
-        kind=kind,
-        reading=prose.READINGS[kind],
-    )
-
-
-def _moved(summary: Summary) -> Iterator[tuple[str, int, int, int]]:
+def _moved(summary: Summary, changed: ChangedAnswers) -> Iterator[Moved]:
     """How many questions of each task did better, the same and worse, where the summary counts them."""
+    worse_at = {found.task: found.anchor for found in changed.worse}
+    better_at = {found.task: found.anchor for found in changed.better}
     for name, result in summary.evaluation.items():
-        change = result.difference
+        change, label = result.difference, prose.title(name, result.title)
         if change.better is not None and change.worse is not None:
-            yield prose.title(name), change.better, change.n - change.better - change.worse, change.worse
-
-
-def _accuracy(accuracy: Accuracy) -> str:
-    spread = f" ± {100 * accuracy.stderr:.1f}" if accuracy.stderr is not None else ""
-    return f"{100 * accuracy.mean:.1f}{spread}"
+            same = change.n - change.better - change.worse
+            yield Moved(label, change.worse, same, change.better, worse_at.get(name, ""), better_at.get(name, ""))
 
 
 def _ratio_reading(summary: Summary) -> str:

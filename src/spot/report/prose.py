@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 
 from spot.evaluate.statistics import direction
-from spot.report.summary import Comparison, Summary
+from spot.report.summary import Change, Comparison, Summary
 
 MINUS = "\N{MINUS SIGN}"
 READINGS = {"rose": "rose", "fell": "fell", "level": "no change shown"}
@@ -19,9 +19,9 @@ _PHRASES = {
 }
 
 
-def title(name: str) -> str:
-    """How a task is called in tables and figures: the lab's families in words, others by their own name."""
-    return _TITLES.get(name, one_line(name))
+def title(name: str, given: str = "") -> str:
+    """How a task is called in tables and figures: the lab's families in words, others as they are `given` or named."""
+    return _TITLES.get(name) or one_line(given or name)
 
 
 def reason_title(reason: str) -> str:
@@ -51,6 +51,11 @@ def points(value: float) -> str:
     text = f"{abs(100 * value):.1f}"
     sign = "" if float(text) == 0 else "+" if value > 0 else MINUS
     return sign + text
+
+
+def bounds(change: Change) -> str:
+    """The interval of a difference in points: `−0.5 to +1.5`."""
+    return f"{points(change.low)} to {points(change.high)}"
 
 
 def duration(seconds: float) -> str:
@@ -117,7 +122,7 @@ def outcome(summary: Summary) -> list[str]:
     """What the evaluation shows, sentence by sentence."""
     if not summary.evaluation:
         return ["Nothing was evaluated, so this run does not show whether the student became better or worse."]
-    results = {_PHRASES.get(name, title(name)): result for name, result in summary.evaluation.items()}
+    results = {_PHRASES.get(name, title(name, result.title)): result for name, result in summary.evaluation.items()}
     groups: dict[str, list[str]] = {"rose": [], "fell": [], "level": []}
     for name, result in results.items():
         groups[direction(result.difference.low, result.difference.high)].append(name)
@@ -146,7 +151,7 @@ def _caveats(results: Mapping[str, Comparison], summary: Summary) -> list[str]:
     for name, result in summary.evaluation.items():
         for part, comparison in result.slices.items():
             if direction(comparison.difference.low, comparison.difference.high) == "fell":
-                sentences.append(f"Within {title(name)}, “{one_line(part)}” fell{_move(comparison)}.")
+                sentences.append(f"Within {title(name, result.title)}, “{one_line(part)}” fell{_move(comparison)}.")
     few = [f"{name} ({result.difference.n})" for name, result in results.items() if result.difference.n < FEW_QUESTIONS]
     if few:
         sentences.append(f"Fewer than {FEW_QUESTIONS} questions, so read with care: {listed(few)}.")
@@ -159,14 +164,14 @@ def _move(result: Comparison, tasks: int = 1) -> str:
         return f" ({points(change.mean)} points)"
     return (
         f" ({percent(result.before.mean)} to {percent(result.after.mean)}, "
-        f"{points(change.mean)} points, 95% interval {points(change.low)} to {points(change.high)})"
+        f"{points(change.mean)} points, 95% interval {bounds(change)})"
     )
 
 
 def apart(summary: Summary) -> str:
     """Evaluated answers that score 0 without having been judged wrong, by task; empty where there are none."""
     return ", ".join(
-        f"{title(name)} {whole(number)} {what} {when}"
+        f"{title(name, result.title)} {whole(number)} {what} {when}"
         for name, result in summary.evaluation.items()
         for when, side in (("before", result.before), ("after", result.after))
         for number, what in ((side.truncated, "cut off"), (side.unscored, "unscored"))
@@ -179,3 +184,8 @@ def listed(items: Sequence[str]) -> str:
     if len(items) < 3:
         return " and ".join(items)
     return ", ".join(items[:-1]) + ", and " + items[-1]
+
+
+def either(items: Sequence[str]) -> str:
+    """Items of which any might be meant: `a`, `a or b`, `a, b, or c`."""
+    return listed(items).replace(" and ", " or ")

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spot.errors import UserError
+from spot.evaluate.comparison import MARGIN, Verdict
+from spot.evaluate.task import Group
 
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -51,7 +53,7 @@ class Accuracy(Part):
 
 
 class Change(Part):
-    """A paired difference with its 95% interval; the fields of `spot.evaluate.statistics.Difference`."""
+    """A paired difference with its 95% interval, from `spot.evaluate.comparison`."""
 
     mean: Signed
     low: Signed
@@ -62,17 +64,48 @@ class Change(Part):
 
 
 class Comparison(Part):
-    """One set of questions before and after training."""
+    """One set of questions before and after training, and what the difference says of retention."""
 
     before: Accuracy
     after: Accuracy
     difference: Change
+    verdict: Verdict | None = None
+
+
+class Measure(Part):
+    """A score beside accuracy, and its standard error over questions where it has one."""
+
+    mean: Fraction
+    stderr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class Measured(Part):
+    """A score beside accuracy, before and after; `None` on a side where nothing could be judged."""
+
+    before: Measure | None
+    after: Measure | None
 
 
 class TaskResult(Comparison):
-    """A task, and parts of its questions that are shown apart (the lab: seen and unseen templates)."""
+    """A task, and parts of its questions that are shown apart (the lab: seen and unseen templates).
+
+    `measures` are scores beside accuracy, `baselines` what answers score that look at nothing.
+    """
 
     slices: dict[str, Comparison] = {}
+    title: str = ""
+    group: Group = "other"
+    measures: dict[str, Measured] = {}
+    baselines: dict[str, Fraction] = {}
+
+
+class Average(Part):
+    """The mean of some tasks' accuracies, before and after."""
+
+    before: Fraction
+    after: Fraction
+    difference: Change
+    verdict: Verdict | None = None
 
 
 class ChangeRatios(Part):
@@ -93,7 +126,9 @@ class Training(Part):
 class Summary(Part):
     """All that a report shows of a run, as `summary.json` holds it. `notes` are what a reader must know.
 
-    `unfinished` says where a run stopped whose stages have not all finished; it is empty for a whole run.
+    `evaluation` stands in the paper's order; `averages` are of its groups, and of `all` tasks; `margin` is what may be
+    lost and still count as kept. `not_paired` are tasks that are not answered whole on both sides. `unfinished` says
+    where a run stopped whose stages have not all finished; it is empty for a whole run.
     """
 
     name: str
@@ -102,6 +137,9 @@ class Summary(Part):
     objective: str
     counts: Counts
     evaluation: dict[str, TaskResult] = {}
+    averages: dict[str, Average] = {}
+    margin: Fraction = MARGIN
+    not_paired: list[str] = []
     change_ratio: ChangeRatios
     training: Training
     seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}

@@ -65,7 +65,7 @@ class Printer:
         for heading in ("n", "before", "after", "change", "95% interval"):
             table.add_column(heading, justify="right", no_wrap=True)
         for name, result in summary.evaluation.items():
-            self._result(table, prose.title(name), result)
+            self._result(table, prose.title(name, result.title), result)
             for part, comparison in result.slices.items():
                 self._result(table, f"- {part}", comparison)
         return table
@@ -77,7 +77,7 @@ class Printer:
             _accuracy(result.before),
             _accuracy(result.after),
             prose.points(change.mean),
-            f"{prose.points(change.low)} to {prose.points(change.high)}",
+            prose.bounds(change),
         ]
         style = _STYLES[direction(change.low, change.high)]
         table.add_row(self.text(label, limit=60), *(self.text(cell, style) for cell in cells))
@@ -107,10 +107,13 @@ class Printer:
 
 def _readings(summary: Summary) -> str:
     """Which tasks rose, fell, or show no change, in one line: `Rose: In-domain. Fell: none. ...`."""
-    kinds = {name: direction(task.difference.low, task.difference.high) for name, task in summary.evaluation.items()}
+    kinds = {
+        prose.title(name, task.title): direction(task.difference.low, task.difference.high)
+        for name, task in summary.evaluation.items()
+    }
     parts: list[str] = []
     for kind, reading in prose.READINGS.items():
-        names = ", ".join(prose.title(name) for name, its_kind in kinds.items() if its_kind == kind)
+        names = ", ".join(name for name, its_kind in kinds.items() if its_kind == kind)
         parts.append(f"{reading.capitalize()}: {names or 'none'}.")
     return " ".join(parts)
 

@@ -106,12 +106,18 @@ class MetricsFile:
         self.path = path
 
     def begin(self, step: int) -> None:
-        """Keep the rows up to `step`, which training goes on from; those after it are computed again."""
+        """Keep the rows up to `step`, which training goes on from; those after it are computed again.
+
+        So are tasks' scores at that step: they come after its checkpoint.
+        """
         kept: list[str] = []
         if step > 0 and self.path.exists():
             # A torn last line lies after the last checkpoint, since each line is flushed before the next step.
             for line in self.path.read_text().splitlines(keepends=True):
-                if not line.endswith("\n") or json.loads(line)["step"] > step:
+                if not line.endswith("\n"):
+                    break
+                row = json.loads(line)
+                if row["step"] > step or (row["step"] == step and any(name.startswith("eval/") for name in row)):
                     break
                 kept.append(line)
         write_atomic(self.path, "".join(kept))

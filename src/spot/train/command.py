@@ -2,6 +2,7 @@
 
 import difflib
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 import yaml
 from rich.console import Console
 from torch import distributed
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from spot.errors import UserError
@@ -19,7 +20,7 @@ from spot.store import write_rows
 from spot.train.adapter import make_lora
 from spot.train.config import SpotConfig
 from spot.train.rows import read_preferences
-from spot.train.run import TrainResult, fit, needed_packages
+from spot.train.run import TrainResult, fit, needed_packages, task_scores
 
 EXAMPLE = """example:
   spot train --model_name_or_path Qwen/Qwen3-8B --dataset_name runs/math/pairs.jsonl --output_dir model \\
@@ -64,8 +65,31 @@ class ScriptArguments:
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Modules that get an adapter, by their names' ends; all-linear unless set."}
     )
+    eval_tasks: str | None = field(
+        default=None,
+        metadata={
+            "help": "Benchmarks to evaluate on during training, as in spot eval --tasks, with --eval_tasks_steps."
+        },
+    )
+    eval_tasks_steps: int | None = field(
+        default=None, metadata={"help": "Evaluate on them every so many steps, before the first and after the last."}
+    )
+    eval_tasks_questions: int | None = field(default=None, metadata={"help": "Only the first so many of each."})
+    eval_tasks_samples: int | None = field(
+        default=None, metadata={"help": "How often to ask each question; the task's own number unless set."}
+    )
+    eval_tasks_max_new_tokens: int | None = field(
+        default=None, metadata={"help": "The longest answer, in tokens; 32768 unless set."}
+    )
+    eval_tasks_batch_size: int = field(default=256, metadata={"help": "Questions answered at a time."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Files of the benchmarks in --eval_tasks, in place of the hub."}
+    )
     config: str | None = field(default=None, metadata={"help": "A YAML file with any of these flags as keys."})
 
+
+Measuring = Callable[[ScriptArguments, Console], TrainerCallback | None]
+"""Makes of the flags what evaluates the student on benchmarks during training."""
 
 _KEYS = [entry.name for kind in (ScriptArguments, SpotConfig) for entry in fields(kind) if entry.init]
 
@@ -81,7 +105,7 @@ class _Parser(HfArgumentParser):
         raise UserError(f"spot train: {message} (all flags: spot train --help)")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str], measuring: Measuring = lambda _, __: None) -> None:
     """Run `spot train` with `argv`. Raises `UserError` on wrong use, before any weight is loaded."""
     script, args = parse(argv)
     for name in ("model_name_or_path", "dataset_name"):
@@ -96,13 +120,20 @@ def main(argv: list[str]) -> None:
     args.metrics_path = args.metrics_path or str(output_dir / "metrics.jsonl")
     args.disable_tqdm = True
     first = args.process_index == 0
-    with bar(Console(stderr=True, quiet=not first), "train") as progress:
+    console = Console(stderr=True, quiet=not first)
+    evaluation = measuring(script, console)
+    with bar(console, "train") as progress:
+        scores = ""
 
         def show(step: int, total: int, metrics: dict[str, float]) -> None:
+            nonlocal scores
             if "loss" in metrics:
-                progress.update(step, total, f"loss {metrics['loss']:.4f}")
-            else:
+                progress.update(step, total, f"loss {metrics['loss']:.4f}{scores}")
+            elif "eval_loss" in metrics:
                 progress.say(f"step {step}: eval_loss {metrics['eval_loss']:.4f}")
+            else:
+                progress.say(f"step {step}: {task_scores(metrics)}")
+                scores = f"  {task_scores(metrics)}"
 
         result = fit(
             pairs,
@@ -113,6 +144,7 @@ def main(argv: list[str]) -> None:
             progress.say,
             held_out,
             peft_config,
+            evaluation and [evaluation],
         )
     if first:
         _report(result, output_dir, args)

@@ -22,6 +22,10 @@ class StepMeans:
         self.rows.append(row)
         self.tokens += tokens
 
+    def leave_out(self, seconds: float) -> None:
+        """Have `seconds` that just passed not count: no step was taken in them."""
+        self.started += seconds
+
     def logged(self) -> dict[str, float]:
         """What the log shows."""
         means = {name: sum(row[name] for row in self.rows) / len(self.rows) for name in self.rows[0]}

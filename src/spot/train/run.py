@@ -3,7 +3,7 @@
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ CONFIGS = ("config.json", "adapter_config.json")
 """Of a model and of an adapter; the one in a directory says what the rest of it is."""
 
 Progress = Callable[[int, int, dict[str, float]], None]
-"""Called after each logged step, and each evaluation, with the step, the number of steps, and its metrics."""
+"""Called after each logged step, and each evaluation of pairs or tasks, with the step, the number of
+steps, and its metrics."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ def fit(
     notify: Callable[[str], None] | None = None,
     eval_pairs: Iterable[Preference | Mapping[str, Any]] | None = None,
     peft_config: Any = None,
+    callbacks: Sequence[TrainerCallback] | None = None,
 ) -> TrainResult:
     """Train `student` on `pairs` and save it to `output_dir`, which appears whole or not at all.
 
-    `notify` is told, before training starts, what a user would not expect. Checkpoints lie in `args.output_dir`;
-    training goes on from the last whole one there. One line a step is written to
+    `notify` is told, before training starts, what a user would not expect; `callbacks` are the trainer's. Checkpoints
+    lie in `args.output_dir`; training goes on from the last whole one there. One line a step is written to
     `args.metrics_path`. Raises `UserError` on pairs that cannot be trained on, before any weight is loaded, and
     `RunFailed` where the loss is not finite or the reference of a resumed run is missing.
     """
@@ -67,7 +69,9 @@ def fit(
     with quiet():
         checkpoint = _checkpoint_to_resume(args)
         with needed_packages(), disk_errors(Path(str(args.output_dir))):  # it makes that directory
-            trainer = SpotTrainer(student, args, pairs, eval_pairs, peft_config=peft_config)
+            trainer = SpotTrainer(
+                student, args, pairs, eval_pairs, peft_config=peft_config, callbacks=list(callbacks or [])
+            )
         if notify is not None:
             for notice in notices(trainer, args):
                 notify(notice)
@@ -163,8 +167,14 @@ class _Progress(TrainerCallback):
         self.progress = progress
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:  # noqa: ARG002
-        if logs and ("loss" in logs or "eval_loss" in logs):
+        if logs and ("loss" in logs or "eval_loss" in logs or task_scores(logs)):
             self.progress(state.global_step, state.max_steps, dict(logs))
+
+
+def task_scores(metrics: Mapping[str, float]) -> str:
+    """The tasks' scores in `metrics` in a few words, in percent; empty where there are none."""
+    scores = {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")}
+    return ", ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
 
 
 @contextmanager

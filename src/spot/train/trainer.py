@@ -32,6 +32,7 @@ from spot.train.checks import check_budget
 from spot.train.config import SpotConfig
 from spot.train.liger import liger_kind
 from spot.train.logps import Scorer, accept_batches
+from spot.train.measuring import StepMeasure, Student, answering, check_whole, kept_random, student_name
 from spot.train.metrics import StepMeans, step_metrics
 from spot.train.ranks import Ranks, check_sharding, ranks_of, whole_weights
 from spot.train.ready import check_student, loaded, read_pairs, set_scoring
@@ -60,6 +61,7 @@ class SpotTrainer(Trainer):
     `train_dataset` are rows in TRL's preference format with explicit prompts, or of prompt and completion where the
     objective sees no rejected answers; `eval_dataset` too. With `peft_config` a new adapter is trained, and under
     `bf16` the weights below it keep their own precision. The reference is the model as it is given, without an adapter.
+    A callback that is a `StepMeasure` measures the student on the way; losses and weights are those without it.
     `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not shared,
     `not_varlen` why a row's attention takes two calls a pair and not one in all, both `None` where all is as fast as
     can be. Raises `UserError` on data that cannot be trained on.
@@ -116,6 +118,7 @@ class SpotTrainer(Trainer):
         self.reference_seconds = 0.0
         self._delta = 0.0
         self._steps = 0
+        self._measured = -1
         self._key = ""
         self._since_log = StepMeans()
         self._taken: tuple[StepResult, float] | None = None
@@ -130,12 +133,15 @@ class SpotTrainer(Trainer):
         """Make ready what a step needs, after the weights to go on from are in place: `step` steps are done."""
         if step == 0 and self._steps:
             raise UserError("train() has been called before; make a new SpotTrainer to start over")
+        if self._measures:
+            check_whole(self.accelerator)
         if step == 0:
             self._ready_reference()
         else:
             self.reference = load_reference(self._reference_path, self._key, self._ranks)
         if self.metrics_file is not None:
             self.metrics_file.begin(step)
+        self._measure()
 
     @property
     def _precision(self) -> str:
@@ -196,6 +202,45 @@ class SpotTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @property
+    def _measures(self) -> list[StepMeasure]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, StepMeasure)]
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._measure()  # behind the checkpoint: a training that goes on from that measures what it has not yet
+
+    def _measure(self) -> None:
+        """Have those measure whose step this is, and log the scores."""
+        step = self.state.global_step
+        ends = step == self.state.max_steps or self.control.should_training_stop
+        due = [measure for measure in self._measures if ends or step % measure.steps == 0]
+        if not due or step == self._measured:
+            return
+        self._measured = step
+        started = time.perf_counter()
+        scores = torch.zeros(sum(len(measure.names) for measure in due), dtype=torch.float64)
+        if self.args.process_index == 0:
+            with kept_random(self.args.device):
+                student = self._answering()
+                measured = [score for measure in due for score in measure.measure(student)]
+            scores[:] = torch.tensor(measured, dtype=scores.dtype)
+        names = [f"eval/{name}" for measure in due for name in measure.names]
+        self.log(dict(zip(names, self._ranks.gather(scores).tolist(), strict=True)))
+        self._since_log.leave_out(time.perf_counter() - started)
+
+    def _answering(self) -> Student:
+        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+        step = self.state.global_step
+        return Student(
+            answering(self.model, self.source_form),
+            self.processing_class,
+            torch.bfloat16 if self.args.bf16 else None,
+            student_name(step, self._settings()),
+            step,
+            Path(str(self.args.output_dir)),
+        )
 
     def _run_step(
         self, indices: list[int], backward: Callable[[Tensor], None] | None, mean_tokens: float | None = None
@@ -307,7 +352,7 @@ class SpotTrainer(Trainer):
             logs.update(self._since_log.logged())  # its loss too, which a resumed Trainer would only know in part
             self._since_log = StepMeans()
         super().log(logs, start_time)
-        if (is_step or any(name.startswith("eval_") for name in logs)) and self.metrics_file is not None:
+        if (is_step or any(name.startswith(("eval_", "eval/")) for name in logs)) and self.metrics_file is not None:
             self.metrics_file.append({"step": self.state.global_step, **logs})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -14,7 +14,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _MARKUP = re.compile(r"[*_`$]|\\(?:boxed|text|mathrm|mathbf)\b")
 _LINE = re.compile(r"^[ \t>#]*(?:the[ \t]+)?(?:final[ \t]+)?answer(?:[ \t]+is)?[ \t]*[:=][ \t]*(.*)$", re.I | re.M)
-_LETTER = re.compile(r"[\[({ ]*([A-Z])[\])} ]*(?:[.:)][ \t]*(?P<rest>.*))?", re.I)
+_LETTER = re.compile(r"[\[({ ]*([A-Z])[\])} ]*(?:[.:)(\u2013\u2014-](?P<rest>.*))?", re.I)
 
 
 def verify(response: str, problem: Problem) -> Verdict:
@@ -24,7 +24,10 @@ def verify(response: str, problem: Problem) -> Verdict:
     one that cannot be read, the response is wrong with reason "no answer".
     """
     shown = problem.meta.get("shown")
-    letter = last_letter(response, len(shown or problem.meta.get("options", ())))
+    options = shown or problem.meta.get("options")
+    if not options:
+        return Verdict(correct=None, reason="the problem's meta has no options")
+    letter = last_letter(response, len(options))
     if letter is None:
         return Verdict(correct=False, reason="no answer")
     return Verdict(correct=letter == problem.answer, answer=shown[LETTERS.index(letter)] if shown else letter)
@@ -33,10 +36,13 @@ def verify(response: str, problem: Problem) -> Verdict:
 def last_letter(response: str, num_options: int) -> str | None:
     """The letter on the last answer line, in upper case; `None` where there is none, or none of `num_options`."""
     text = _MARKUP.sub("", unicodedata.normalize("NFKC", without_thoughts(response)))
-    lines = _LINE.findall(text)
+    lines = list(_LINE.finditer(text))
     if not lines:
         return None
-    found = _LETTER.fullmatch(lines[-1].strip())
+    line = lines[-1]
+    # Some put the letter on a line of its own below.
+    statement = line[1].strip() or next(iter(text[line.end() :].split("\n", 2)[1:2]), "").strip()
+    found = _LETTER.fullmatch(statement)
     # "A. Paris" names the option too; "A or B" and "A: no, B" name no one letter.
     if found is None or (found["rest"] and re.search(rf"\b[{LETTERS[:num_options]}]\b", found["rest"])):
         return None

@@ -174,9 +174,15 @@ def rational(text: str) -> tuple[Fraction, bool] | None:
 
 
 def choice(text: str) -> str | None:
-    """The lower-case letter of a choice (`C`, `(C)`, `C.`), `None` for anything else."""
+    """The letter of a choice (`C`, `(C)`, `C.`), `None` for anything else.
+
+    A to D have no case; others may be variables, which have.
+    """
     match = _CHOICE.fullmatch(plain(text))
-    return (match[1] or match[2]).lower() if match is not None else None
+    if match is None:
+        return None
+    letter = match[1] or match[2]
+    return letter.lower() if letter.lower() in "abcd" else letter
 
 
 def words(text: str) -> str | None:

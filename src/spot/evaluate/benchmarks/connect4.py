@@ -1,8 +1,9 @@
 r"""Connect4: 500 boards out of random games; which moves win at once, mine and my opponent's.
 
-The boards are made here (`spot.connect4`, seed 0), so there is nothing to load; a row is what `spot connect4` writes.
-A board counts as right where both lists are. The measures are each list alone and how often one could not be read;
-always answering "none" scores 50% and 41% of the lists and 20% of the boards, so a bare mean of the lists misleads.
+The boards are made here, with a seed of their own, so there is nothing to load; a row is what `spot connect4` writes. A
+board counts as right where both lists are. The measures are each list alone and how often one could not be read; always
+answering "none" scores half of my lists, two fifths of the opponent's and a fifth of the boards: a bare mean of
+the lists misleads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,16 @@ from spot.evaluate.task import Part, Task
 from spot.schema import Attempt, Problem, text_of
 from spot.verify.connect4 import always_none, read
 
+SEED = 2603
+"""Not what `spot connect4` takes by itself: whoever trains on its boards has not seen these."""
+
 
 def build(data: Data, prompt: str) -> list[Problem]:
     """The boards; a template of the user's has the whole question in `{question}`."""
     del data
     return [
         row.model_copy(update={"prompt": fill(prompt, question=text_of(row.prompt)), "source": "connect4"})
-        for row in build_dataset(500, 0)
+        for row in build_dataset(500, SEED)
     ]
 
 

@@ -34,6 +34,10 @@ def build(data: Data, prompt: str) -> list[Problem]:
             solution, found = _OPENING.sub("", record.text("cot_content")), _answer(record)
             turns.append(Message(role="user", content=_asked(record, prompt)))
             turns.append(Message(role="assistant", content=f"{_CLOSING.sub('', solution)}\nAnswer: {found}"))
+    for record in data:
+        if len(shown[record.text("category")]) < 2 * SHOTS:
+            place = data.examples.place if data.examples else "no examples"
+            raise record.error(f"its subject {record.text('category')!r} has fewer than {SHOTS} examples in {place}")
     return [
         Problem(
             id=f"mmlu_pro-{record.number}",
