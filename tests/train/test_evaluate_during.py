@@ -4,9 +4,9 @@ import json
 import os
 import random
 import signal
-import time
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
