@@ -15,14 +15,14 @@ The process is made to be killed, as `spot.verify.worker` is, and never speaks t
 
 import json
 import os
-import resource
-import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
-from spot.verify.worker import MEMORY_BYTES, Judgement
+from spot.verify.worker import Judgement, run
 
 NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.bind"})
 
@@ -101,39 +101,10 @@ def check(utils: Any, asked: str, response: str) -> Judgement:
         return Judgement(None, f"its checker raised {type(error).__name__}")
 
 
-def serve(utils: Any, requests: BinaryIO, replies: BinaryIO, cpu_seconds: float) -> None:
-    """Answer every line of `requests`; each may use `cpu_seconds` of processor time before the kernel ends us."""
-    for line in requests:
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        request = json.loads(line)
-        judgement = check(utils, request["gold"], request["answer"])
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(replies, judgement._asdict())
-
-
-def _send(replies: BinaryIO, message: dict[str, Any]) -> None:
-    replies.write(json.dumps(message).encode() + b"\n")
-    replies.flush()
-
-
-def main() -> None:
-    """Keep standard output for the protocol, limit memory, import, serve."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    wanted = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _ready() -> Callable[[str, str], Judgement]:
     refuse_network()
-    try:
-        utils = load()
-    except ImportError as error:
-        _send(replies, {"error": str(error)})
-        return
-    _send(replies, {"ready": True})
-    serve(utils, sys.stdin.buffer, replies, float(sys.argv[1]))
+    return partial(check, load())
 
 
 if __name__ == "__main__":
-    main()
+    run(_ready)

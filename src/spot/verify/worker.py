@@ -14,6 +14,7 @@ import re
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
@@ -213,12 +214,29 @@ def _parse(latex: str) -> Any:
     return found[0] if found else None
 
 
-def serve(requests: BinaryIO, replies: BinaryIO, cpu_seconds: float) -> None:
-    """Answer every line of `requests`; each may use `cpu_seconds` of processor time before the kernel ends us."""
-    for line in requests:
+def run(load: Callable[[], Callable[[str, str], Judgement]]) -> None:
+    """Serve with what `load` gives, which compares a known answer and another; its `ImportError` is reported.
+
+    Standard output is kept for the protocol, memory is limited, and each line may use the processor time of the
+    command line before the kernel ends us.
+    """
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        judge = load()
+    except ImportError as error:
+        _send(replies, {"error": str(error)})
+        return
+    _send(replies, {"ready": True})
+    for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))
         request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-        judgement = compare(request["gold"], request["answer"])
+        judgement = judge(request["gold"], request["answer"])
         signal.setitimer(signal.ITIMER_PROF, 0)
         _send(replies, judgement._asdict())
 
@@ -228,23 +246,10 @@ def _send(replies: BinaryIO, message: dict[str, Any]) -> None:
     replies.flush()
 
 
-def main() -> None:
-    """Keep standard output for the protocol, limit memory, import, serve."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    wanted = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        _parse("1")
-    except ImportError as error:
-        _send(replies, {"error": str(error)})
-        return
-    _send(replies, {"ready": True})
-    serve(sys.stdin.buffer, replies, float(sys.argv[1]))
+def _ready() -> Callable[[str, str], Judgement]:
+    _parse("1")  # imports what takes long
+    return compare
 
 
 if __name__ == "__main__":
-    main()
+    run(_ready)
