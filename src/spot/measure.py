@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from spot import stages
 from spot.config import RunConfig
-from spot.errors import UserError
+from spot.errors import StoppedEarly, UserError
 from spot.evaluate.run import keep_identity
 from spot.opening import made_with, open_ledger, open_model
 from spot.schema import Attempt
@@ -48,6 +48,13 @@ def evaluate_model(config: RunConfig, output: Path, inspect_logs: Path | None, c
                 write_logs(exam.task, exam.problems, answers, results.model, inspect_logs)
     print_results(results, console)
     console.print(f"Written: {output / 'results.json'}, and the answers beside it", highlight=False, soft_wrap=True)
+    asked = [results.tasks[name] for name in exams]
+    if failed := sum(one.failed for one in asked):
+        why = next(one.failure for one in asked if one.failed)
+        raise StoppedEarly(
+            f"{failed:,} of {sum(one.samples for one in asked):,} requests failed and count as 0 (the first: {why}); "
+            "the same command asks them again"
+        )
 
 
 @contextmanager
@@ -101,6 +108,8 @@ def compare_evaluations(before: Path, after: Path, margin: float, output: Path |
     from spot.evaluate.run import compare_directories
     from spot.evaluate.tables import as_json, latex, markdown, print_comparison
 
+    if output is not None and output.exists() and not output.is_dir():
+        raise UserError(f"{output}: a file; --output names a directory")
     if not 0 <= margin <= 1:
         raise UserError(f"--margin {margin}: a share from 0 to 1, 0.02 for two points")
     found = compare_directories(before, after)

@@ -111,7 +111,7 @@ def run_ours(
             OurMock(script),
             resolve(task.verifier),
             samples=repeats,
-            sampling=Sampling(),
+            sampling=Sampling(seed=1),
             path=tmp_path / f"{task.name}.jsonl",
             variant=task.variant,
         )
@@ -164,7 +164,7 @@ def test_inspect_finds_them_by_entry_point() -> None:
 @pytest.mark.parametrize("name", ["aime24", "gpqa", "connect4"])
 def test_inspect_and_we_come_to_the_same(name: str, data_dir: Path, tmp_path: Path) -> None:
     [task] = find_tasks([name])
-    problems = task.problems(data_dir, limit=6)
+    problems = task.problems(data_dir)[:6]
     script = sometimes_right(known_answers(task, problems))
     seen: list[tuple[str, GenerateConfig]] = []
     log = run(
@@ -192,7 +192,7 @@ def test_inspect_and_we_come_to_the_same(name: str, data_dir: Path, tmp_path: Pa
     wanted = {
         (
             text_of((task.variant(problem, sample) if task.variant else problem).prompt),
-            derived_seed(0, problem.id, sample) & 0x7FFFFFFF,
+            derived_seed(1, problem.id, sample) & 0x7FFFFFFF,
         )
         for problem in problems
         for sample in range(REPEATS)
@@ -204,7 +204,7 @@ def test_inspect_and_we_come_to_the_same(name: str, data_dir: Path, tmp_path: Pa
 @pytest.mark.parametrize("name", ["aime24", "gpqa", "connect4"])
 def test_a_log_read_back_has_our_numbers(name: str, data_dir: Path, tmp_path: Path) -> None:
     [task] = find_tasks([name])
-    problems = task.problems(data_dir, limit=6)
+    problems = task.problems(data_dir)[:6]
     attempts = run_ours(task, problems, sometimes_right(known_answers(task, problems)), tmp_path)
     path = write_logs(task, problems, attempts, "mockllm/model", tmp_path / "logs")
     assert path == tmp_path / "logs" / f"{name}.eval"

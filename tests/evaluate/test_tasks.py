@@ -219,7 +219,9 @@ def test_files_of_every_kind_and_what_is_said_of_broken_ones(tmp_path: Path) -> 
         (tmp_path / f"x.{kind}").write_bytes(raw)
         with pytest.raises(UserError, match=message):
             read_file(tmp_path / f"x.{kind}")
-    with pytest.raises(UserError, match=r"no such file; it holds the rows of a/b \(gated\), or leave the task out"):
+    with pytest.raises(
+        UserError, match=r"no such file; put the rows of a/b \(gated\) there, or name another --data_dir"
+    ):
         Source("none.csv", "a/b", "0" * 40, note="gated").read(tmp_path)
 
 
@@ -238,11 +240,12 @@ def test_a_hub_that_cannot_be_reached_names_the_file_to_give(monkeypatch: pytest
 
 def test_a_user_s_templates(tmp_path: Path) -> None:
     path, tasks = tmp_path / "p.yaml", find_tasks(["aime24", "gpqa"])
-    path.write_text('aime24: "Q: {question} in \\\\boxed{}"\nother: "{nothing}"\n')
+    path.write_text('aime24: "Q: {question} in \\\\boxed{}"\namc23: "{nothing}"\n')
     assert fill(read_prompts(path, tasks)["aime24"], question="1 {x} 2") == "Q: 1 {x} 2 in \\boxed{}"
     for text, message in [
         ("aime24: 'no field'", "the template of aime24 lacks the field {question}"),
         ("gpqa: '{question}'", "the template of gpqa lacks the field {options}"),
+        ("aime42: '{question}'", "unknown task 'aime42'; did you mean 'aime25'?"),
         ("- a", "must map names of tasks to templates"),
         ("a: [", "not YAML"),
     ]:

@@ -274,8 +274,8 @@ def eval_command(
     from spot.measure import compare_evaluations, evaluate_model, search_sampling
 
     if compare is not None:
-        if model or tasks:
-            raise UserError("--compare takes two directories that spot eval wrote, and neither --model nor --tasks")
+        if model or tasks or overrides:
+            raise UserError("--compare takes two directories that spot eval wrote; no --model, --tasks or settings")
         compare_evaluations(*compare, margin, output, new_console())
         return
     if model is None or tasks is None or output is None:

@@ -42,7 +42,7 @@ try:
 except ModuleNotFoundError as error:
     raise UserError(f"{error.name} is missing; pip install 'spot-posttraining[inspect]'") from None
 
-PAPER = Sampling()
+PAPER_SAMPLING = Sampling(seed=1)  # the seed that `spot eval` derives others from (`evaluate.seed`)
 SCORER = "verdict"
 
 _CHAT = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
@@ -99,7 +99,7 @@ def inspect_task(task: Task, data_dir: str | None = None, prompts: str | None = 
         solver=ask(task.name),
         scorer=verdict(task.name),
         epochs=Epochs(task.repeats, "mean"),
-        config=generation(PAPER),
+        config=generation(PAPER_SAMPLING),
         display_name=task.title,
     )
 

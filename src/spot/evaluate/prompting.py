@@ -1,5 +1,6 @@
 """How benchmarks ask: a template with fields in braces, ours or one of the user's file."""
 
+import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,12 @@ def read_prompts(path: Path, tasks: "list[Task]") -> dict[str, str]:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(raw, dict) or not all(isinstance(text, str) for text in raw.values()):
         raise UserError(f"{path}: must map names of tasks to templates")
+    from spot.evaluate.registry import BENCHMARKS
+
+    known = [*BENCHMARKS, *(task.name for task in tasks)]
+    if unknown := next((str(name) for name in raw if name not in known), None):
+        near = difflib.get_close_matches(unknown, known, n=1)
+        raise UserError(f"{path}: unknown task {unknown!r}{f'; did you mean {near[0]!r}?' if near else ''}")
     for task in tasks:
         for name in task.fields:
             if task.name in raw and f"{{{name}}}" not in raw[task.name]:

@@ -31,10 +31,10 @@ class Measure(Shown):
 class TaskScore(Shown):
     """A task's accuracy, the mean over `repeats` of each of `n` questions, with its 95% interval.
 
-    Of the `samples`, those `truncated` and `unanswered` score 0, and so do those `unscored`. `pass_at` holds pass@k for
-    1 and `repeats`; `majority` is maj@k over all repeats, where answers can vote. `same_answers` is the share of
-    questions all of whose repetitions have the same text: where that is high at a temperature above 0, repetitions say
-    little.
+    Of the `samples`, those `truncated` and `unanswered` score 0, and so do those `unscored`; of the latter `failed` had
+    no reply at all, the first for the reason `failure`. `pass_at` holds pass@k for 1 and `repeats`; `majority` is maj@k
+    over all repeats, where answers can vote. `same_answers` is the share of questions all of whose repetitions have the
+    same text: where that is high at a temperature above 0, repetitions say little.
     """
 
     title: str
@@ -49,6 +49,8 @@ class TaskScore(Shown):
     truncated: int
     unanswered: int
     unscored: int
+    failed: int = 0
+    failure: str = ""
     pass_at: dict[int, float]
     majority: float | None
     same_answers: float
@@ -70,6 +72,7 @@ def task_score(task: Task, problems: Sequence[Problem], attempts: Sequence[Attem
     found = score(attempts)
     repeats = found.samples // found.n
     low, high = interval(found.mean, found.stderr, found.n)
+    failures = [attempt for attempt in attempts if attempt.finish_reason == "error"]
     texts: dict[str, set[str]] = {}
     for attempt in attempts:
         texts.setdefault(attempt.problem_id, set()).add(attempt.response)
@@ -86,9 +89,11 @@ def task_score(task: Task, problems: Sequence[Problem], attempts: Sequence[Attem
         truncated=found.truncated,
         unanswered=found.unanswered,
         unscored=found.unscored,
+        failed=len(failures),
+        failure=failures[0].verdict.reason if failures else "",
         pass_at={k: pass_at(k, attempts) for k in sorted({1, repeats})},
         majority=majority(attempts) if task.has_one_answer else None,
-        same_answers=fmean(len(some) == 1 for some in texts.values()) if repeats > 1 else 0.0,
+        same_answers=fmean(len(some) == 1 for some in texts.values()) if repeats > 1 and not failures else 0.0,
         measures=_measures(task, problems, attempts),
         baselines=dict(task.baselines(problems)) if task.baselines else {},
     )

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spot.errors import UserError
@@ -65,8 +65,13 @@ def compare_directories(before: Path, after: Path) -> Compared:
         if name in new.tasks:
             answers[name] = _answers(before, old, name), _answers(after, new, name)
             if _questions(before, name) != _questions(after, name):
-                raise UserError(f"{name}: {before} and {after} answer other questions, or the same in other words")
-    return compared(old, new, answers)
+                counts = [len(_questions(directory, name)) for directory in (before, after)]
+                raise UserError(
+                    f"{name}: {before} ({counts[0]:,} questions) and {after} ({counts[1]:,}) answer other questions, "
+                    "or the same in other words; measure both alike"
+                )
+    found = compared(old, new, answers)
+    return replace(found, before=str(before), after=str(after))
 
 
 def _drawn(sampling: Sampling) -> str:

@@ -72,7 +72,9 @@ class Source:
             path = data_dir / self.file
             if not path.is_file():
                 note = f" ({self.note})" if self.note else ""
-                raise UserError(f"{path}: no such file; it holds the rows of {self.hub}{note}, or leave the task out")
+                raise UserError(
+                    f"{path}: no such file; put the rows of {self.hub}{note} there, or name another --data_dir"
+                )
             return Data(str(path), read_file(path))
         return Data(f"{self.hub}@{self.revision[:8]}", self._from_hub())
 

@@ -127,17 +127,15 @@ def print_comparison(found: Compared, margin: float, console: "Console") -> None
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("task")
+    table.add_column("task", no_wrap=True)
     for name in (found.before, found.after):
         table.add_column(name, justify="right")
-    table.add_column("difference")
-    table.add_column(f"within {100 * margin:g} points")
-    table.add_column("rose, fell", justify="right")
+    table.add_column("difference", no_wrap=True)
+    table.add_column(f"within {100 * margin:g}", no_wrap=True)
     for column in columns(found):
         change = column.change
         cells = [percent(change.before), percent(change.after), points(change), change.verdict(margin)]
-        style = "bold" if column.is_average else None
-        table.add_row(column.title, *cells, f"{change.better:,}, {change.worse:,} of {change.n:,}", style=style)
+        table.add_row(column.title, *cells, style="bold" if column.is_average else None)
     console.print(table)
     for note in _notes(found, margin):
         console.print(note, style="dim", highlight=False)
@@ -150,16 +148,12 @@ def print_results(results: Results, console: "Console") -> None:
     cells = {
         "accuracy": [f"{percent(one.mean)}{_error(one.stderr)}" for one in results.tasks.values()],
         "95% interval": [f"{percent(one.low)}-{percent(one.high)}" for one in results.tasks.values()],
-        "questions": [f"{one.n:,}" for one in results.tasks.values()],
-        "repeats": [f"{one.repeats}" if one.repeats > 1 else "" for one in results.tasks.values()],
+        "questions": [f"{one.n:,}{f' x {one.repeats}' if one.repeats > 1 else ''}" for one in results.tasks.values()],
         "pass@k": [percent(one.pass_at[one.repeats]) if one.repeats > 1 else "" for one in results.tasks.values()],
         "maj@k": [
             percent(one.majority) if one.repeats > 1 and one.majority is not None else ""
             for one in results.tasks.values()
         ],
-        "truncated": [_rate(one.truncated, one.samples) for one in results.tasks.values()],
-        "unanswered": [_rate(one.unanswered, one.samples) for one in results.tasks.values()],
-        "unscored": [_rate(one.unscored, one.samples) for one in results.tasks.values()],
     }
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("task", no_wrap=True)
@@ -169,6 +163,7 @@ def print_results(results: Results, console: "Console") -> None:
     for number, one in enumerate(results.tasks.values()):
         table.add_row(one.title, *(cells[name][number] for name in shown))
     console.print(table)
+    console.print("± standard error over questions; k is all repeats", style="dim", highlight=False)
     for line in _beside(results):
         console.print(line, highlight=False, soft_wrap=True)
 
@@ -190,6 +185,10 @@ def _beside(results: Results) -> Sequence[str]:
             "averages: " + ", ".join(f"{named[name]} {percent(mean)}" for name, mean in results.averages.items())
         )
     for one in results.tasks.values():
+        rates = {"truncated": one.truncated, "unanswered": one.unanswered, "unscored": one.unscored}
+        if any(rates.values()):
+            told = ", ".join(f"{_rate(count, one.samples)} {name}" for name, count in rates.items() if count)
+            lines.append(f"{one.title}: {told}")
         measures = [f"{name} {percent(measure.mean)}" for name, measure in one.measures.items()]
         measures += [f"{name} would be {percent(value)}" for name, value in one.baselines.items()]
         if measures:
