@@ -53,7 +53,9 @@ def test_the_keys_of_an_adapter_reach_peft() -> None:
     assert peft_config(TrainSection()) is None
 
 
-@pytest.mark.parametrize("key", [key for key in TrainSection.model_fields if not key.startswith("lora_")])
+@pytest.mark.parametrize(
+    "key", [key for key in TrainSection.model_fields if not key.startswith(("lora_", "eval_every"))]
+)
 def test_each_key_of_the_train_section_reaches_the_trainer(tmp_path: Path, key: str) -> None:
     value, argument, expected = TRAIN[key]
     args, default = arguments(tmp_path, **{key: value}), arguments(tmp_path, precision="fp32")

@@ -31,7 +31,7 @@ here = Path(sys.argv[2])
 here.with_name(f"ready-{os.getpid()}").touch()
 while len(list(here.parent.glob("ready-*"))) < 3:
     time.sleep(0.01)
-asyncio.run(ask(sys.argv[1], Path(sys.argv[2]), 60, 6))
+asyncio.run(ask(sys.argv[1], Path(sys.argv[2]), 60, 2))
 """
 
 
@@ -41,7 +41,7 @@ def shout(seen: Seen) -> Answer:
 
 def test_processes_side_by_side_send_every_request_once(tmp_path: Path) -> None:
     def slow(seen: Seen) -> Answer:
-        time.sleep(0.02)
+        time.sleep(0.1)
         return shout(seen)
 
     path = tmp_path / "ledger.sqlite"
