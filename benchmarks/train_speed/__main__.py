@@ -250,7 +250,7 @@ def linear(options: argparse.Namespace) -> str:
         workload = Workload("lab", "lab", count)
         steps = -(-count // options.pairs_a_step)
         setting = Setting("spot", workload, "fp32", options.device, steps=steps, max_length=512)
-        result = run(replace(setting, micro_batch_tokens=options.micro_batch_tokens))
+        result = run(replace(setting, micro_batch_tokens=options.micro_batch_tokens[0]))
         if "failed" in result:
             sys.exit(f"{count} pairs: {result['failed']}")
         kept.append(result)
@@ -272,7 +272,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gsm8k", type=Path, help="openai/grade-school-math's example_model_solutions.jsonl")
     parser.add_argument("--gsm8k-pairs", type=int, default=128, help="how many of its pairs, drawn from a seed")
     parser.add_argument("--pairs-a-step", type=int, default=32)
-    parser.add_argument("--micro-batch-tokens", type=int, default=0, help="spot's; 0 is its default")
+    parser.add_argument(
+        "--micro-batch-tokens", type=int, nargs="+", default=[0], help="spot's; a second number is GSM8K's"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warmup", type=int, help="steps before timing starts (cpu: 0, cuda: 1)")
     parser.add_argument("--project", action="store_true", help="project the time of the paper's run")
@@ -324,14 +326,14 @@ def main() -> None:
     warmup = options.warmup if options.warmup is not None else (0 if options.device == "cpu" else 1)
     longest = max(4096, 2 * (options.answer_tokens or 0))
     kept: list[Result] = []
-    for name, workload, steps in workloads(options):
+    for number, (name, workload, steps) in enumerate(workloads(options)):
         for precision in options.precisions or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"]):
             setting = Setting(
                 "spot",
                 workload,
                 precision,
                 options.device,
-                micro_batch_tokens=options.micro_batch_tokens,
+                micro_batch_tokens=options.micro_batch_tokens[min(number, len(options.micro_batch_tokens) - 1)],
                 pairs_a_step=options.pairs_a_step,
                 max_length=longest,
                 steps=steps,

@@ -94,8 +94,9 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         states, weight, targets, totals, doubt = ctx.saved_tensors
         grad: Tensor = grads[0][:, None].to(totals.dtype)
-        # The gradient by the logits is g * (onehot - softmax). Of the other tokens, whose exponential takes in |g|:
-        sign, shift = grad.sign(), grad.abs().log() - totals
+        # The gradient by the logits is g * (onehot - softmax). Of the other tokens, whose exponential takes in |g|; 1
+        # where g is 0, which the sign takes care of, since CPUs are slow at exponentials that underflow:
+        sign, shift = grad.sign(), torch.where(grad == 0, 1.0, grad.abs()).log() - totals
         # A frozen head, under an adapter, needs no gradient.
         grad_weight = torch.zeros_like(weight, dtype=totals.dtype) if ctx.needs_input_grad[1] else None
         grad_hidden = torch.zeros(states.shape, dtype=totals.dtype, device=states.device)
@@ -215,7 +216,7 @@ def _widened(states: Tensor, shift: Tensor) -> Tensor:
     the product keeps its sums: rounded, the shift would take the digits that the logits differ in.
     """
     columns: list[Tensor] = []
-    rest = shift.clamp(min=-1e4)  # e to that power is 0, as to minus infinity
+    rest = shift
     for _ in range(3):
         columns.append(rest.to(states.dtype))
         rest = rest - columns[-1]

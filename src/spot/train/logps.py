@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spot.train.attention import SPOT_SHARED, UnsupportedAttention
 from spot.train.head import Tile, head_logps
+from spot.train.layers import exchange_layers
 from spot.train.packing import Plan, plan_step
 from spot.train.row import BOTH, Heads, PackedRow, Side, pack
 
@@ -96,12 +97,13 @@ def accept_batches(model: "PreTrainedModel") -> None:
 
     Under autocast hidden states are in its type from the embeddings on, as servers and sharded training have them:
     autocast by itself leaves the sums of layers in fp32, moves twice the bytes, and is no nearer to fp32
-    (docs/method.md).
+    (docs/method.md). Layers that can be faster are exchanged (`spot.train.layers`).
     """
     forward: Any = model.forward
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Module), "a causal language model has embeddings"
     embeddings.register_forward_hook(_in_autocast_type)
+    exchange_layers(model.base_model)
 
     def scoring(*args: Any, spot_batch: PackedRow | PaddedBatch | None = None, **kwargs: Any) -> Any:
         return forward(*args, **kwargs) if spot_batch is None else score(model, spot_batch)

@@ -24,6 +24,7 @@ from spot.errors import UserError
 from spot.train.adapter import language_model
 from spot.train.attention import SPOT_SHARED
 from spot.train.config import SpotConfig
+from spot.train.layers import restore_layers
 from spot.train.weights import SourceForm
 
 
@@ -86,6 +87,7 @@ def answering(model: Any, form: SourceForm) -> PreTrainedModel:
     # What scoring and autocast put there belongs to the original, and would run that.
     for name in ("forward", "_original_forward"):
         vars(ready).pop(name, None)
+    restore_layers(ready)
     ready.generation_config = copy.deepcopy(form.generation_config)
     if ready.config._attn_implementation == SPOT_SHARED:  # pyright: ignore[reportPrivateUsage] (the only way to ask)
         ready.set_attn_implementation("sdpa")  # no other can become that
