@@ -9,19 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spot.disk import locked, write_atomic
 from spot.errors import UserError
 from spot.schema import Dropped, Problem
-from spot.store import (
-    MAX_LINE_BYTES,
-    Appender,
-    RunDirectory,
-    locked,
-    read_dropped,
-    read_rows,
-    repair,
-    write_atomic,
-    write_rows,
-)
+from spot.store import MAX_LINE_BYTES, Appender, RunDirectory, read_dropped, read_rows, repair, write_rows
 
 GOOD = '{"id": "a", "prompt": "q", "answer": "1"}\n'
 

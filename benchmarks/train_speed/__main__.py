@@ -270,10 +270,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], help="cpu: both, cuda: bf16")
     parser.add_argument("--answer-tokens", type=int, help="answers of 3/4 to 5/4 of this instead of 150 to 1,400")
     parser.add_argument("--gsm8k", type=Path, help="openai/grade-school-math's example_model_solutions.jsonl")
+    parser.add_argument("--only-gsm8k", action="store_true", help="leave the made pairs out")
     parser.add_argument("--gsm8k-pairs", type=int, default=128, help="how many of its pairs, drawn from a seed")
     parser.add_argument("--pairs-a-step", type=int, default=32)
     parser.add_argument(
-        "--micro-batch-tokens", type=int, nargs="+", default=[0], help="spot's; a second number is GSM8K's"
+        "--micro-batch-tokens", type=int, nargs="+", default=[0], help="spot's; the last number is GSM8K's"
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warmup", type=int, help="steps before timing starts (cpu: 0, cuda: 1)")
@@ -282,6 +283,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--counts", type=int, nargs="+", default=[100, 1000, 10_000], help="of --linear")
     parser.add_argument("--json", type=Path, default=Path("runs/train_speed.json"))
     options = parser.parse_args()
+    if options.only_gsm8k and not options.gsm8k:
+        parser.error("--only-gsm8k needs --gsm8k")
     if options.gsm8k and not options.gsm8k.is_file():
         parser.error(f"{options.gsm8k}: no such file")
     options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +296,8 @@ def workloads(options: argparse.Namespace) -> Iterator[tuple[str, Workload, int]
     made = Workload("lengths", options.shape, options.pairs_a_step)
     if options.answer_tokens:
         made = replace(made, shortest=options.answer_tokens * 3 // 4, longest=options.answer_tokens * 5 // 4)
-    yield f"{made.pairs} of {made.shortest:,} to {made.longest:,} tokens", made, 1 if options.device == "cpu" else 2
+    if not options.only_gsm8k:
+        yield f"{made.pairs} of {made.shortest:,} to {made.longest:,} tokens", made, 1 if options.device == "cpu" else 2
     if options.gsm8k:
         yield (
             f"{options.gsm8k_pairs} of GSM8K",
@@ -326,14 +330,14 @@ def main() -> None:
     warmup = options.warmup if options.warmup is not None else (0 if options.device == "cpu" else 1)
     longest = max(4096, 2 * (options.answer_tokens or 0))
     kept: list[Result] = []
-    for number, (name, workload, steps) in enumerate(workloads(options)):
+    for name, workload, steps in workloads(options):
         for precision in options.precisions or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"]):
             setting = Setting(
                 "spot",
                 workload,
                 precision,
                 options.device,
-                micro_batch_tokens=options.micro_batch_tokens[min(number, len(options.micro_batch_tokens) - 1)],
+                micro_batch_tokens=options.micro_batch_tokens[-1 if workload.source == str(options.gsm8k) else 0],
                 pairs_a_step=options.pairs_a_step,
                 max_length=longest,
                 steps=steps,

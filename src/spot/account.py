@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spot.config import RunConfig
+from spot.disk import write_atomic
 from spot.errors import UserError
 from spot.opening import open_oracle, oracle_sampling
 from spot.schema import Attempt, Problem
-from spot.store import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console

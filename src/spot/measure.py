@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from spot import stages
 from spot.config import RunConfig
+from spot.disk import locked, write_atomic
 from spot.errors import StoppedEarly, UserError
 from spot.evaluate.run import keep_identity
 from spot.opening import made_with, open_ledger, open_model
 from spot.schema import Attempt
-from spot.store import locked, read_rows, write_atomic
+from spot.store import read_rows
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,13 +19,14 @@ from rich.console import Console
 
 from spot import __version__, stages
 from spot.config import NOT_IDENTITY, RunConfig, Stage
+from spot.disk import write_atomic
 from spot.errors import StoppedEarly, UserError
 from spot.evaluate.overlap import overlap_note
 from spot.hub import check_model_name, model_path
 from spot.opening import Asking, open_ledger, open_model, open_oracle, open_verifier
 from spot.rectify.run import objections
 from spot.schema import Attempt, Dropped, Pair, Problem, Rectification
-from spot.store import RunDirectory, read_dropped, read_rows, write_atomic, write_rows
+from spot.store import RunDirectory, read_dropped, read_rows, write_rows
 from spot.verify.pool import SHARED
 
 if TYPE_CHECKING:

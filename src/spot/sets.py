@@ -21,10 +21,11 @@ from pydantic import Field
 
 from spot import stages
 from spot.config import RunConfig, SamplingSection, load_config
+from spot.disk import write_atomic
 from spot.errors import UserError
 from spot.opening import LazyModel, endpoint, needed, open_ledger, open_verifier, recorded
 from spot.schema import Attempt, Message, Pair, Problem, Rectification, Row, as_messages
-from spot.store import RunDirectory, read_rows, write_atomic, write_rows
+from spot.store import RunDirectory, read_rows, write_rows
 
 if TYPE_CHECKING:
     from rich.console import Console

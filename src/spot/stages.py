@@ -299,7 +299,9 @@ def train(
 
         def show(step: int, total: int, row: dict[str, Any]) -> None:
             nonlocal scores
-            if told := task_scores(row):
+            if not row:
+                progress.update(step, total, "reference")
+            elif told := task_scores(row):
                 progress.say(f"step {step}: {told}")
                 scores = f"  {told}"
             else:

@@ -1,25 +1,24 @@
 """A run directory: append-only JSONL, atomic files, a manifest, a lock, and resume after a kill at any moment.
 
-Two promises hold everywhere. A file that appears under its final name is whole (`write_atomic`). A line that was
+Two promises hold everywhere. A file that appears under its final name is whole (`spot.disk`). A line that was
 appended is whole or absent: a torn last line, all that a kill or a full disk can leave, is cut off when the file is
 opened again (`Appender`).
 """
 
 import codecs
-import errno
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from spot.disk import disk_errors, lock, write_atomic
 from spot.errors import UserError
 from spot.schema import Dropped, Row
 
@@ -28,80 +27,6 @@ MAX_MESSAGE = 500
 
 RowType = TypeVar("RowType", bound=Row)
 OnBadRow = Literal["error", "skip"]
-
-
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write `data` so that `path` holds either its old content or all of the new, also after a kill.
-
-    A link stays and what it leads to is replaced; a device or a pipe (/dev/stdout) is written to.
-    """
-    raw = data.encode() if isinstance(data, str) else data
-    with disk_errors(path):
-        target = path.resolve()
-        if target.exists() and not target.is_file():
-            target.write_bytes(raw)
-            return
-        temporary = target.with_name(target.name + ".tmp")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # it takes up the room that is missing
-            raise
-
-
-class disk_errors:  # noqa: N801 (reads as a statement: `with disk_errors(path):`)
-    """Turn a full disk, or a path that cannot be written, into one clear line; what was committed stays."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            mend = "free some room" if full else "mend the path or its permissions"
-            raise UserError(
-                f"{self.path}: cannot write ({error.strerror}); {mend} and run the same command again, "
-                "it goes on from what was committed"
-            ) from error
-
-
-@contextmanager
-def locked(output: Path) -> Generator[None]:
-    """Have `output`, a file or a directory that one command makes over several goes, to this process alone."""
-    if output.exists() and not (output.is_file() or output.is_dir()):
-        yield  # a pipe or a device
-        return
-    output = output.resolve()
-    path = output.with_name(f".{output.name}.lock")
-    with disk_errors(output):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
-        _lock(file, output, "name another output")
-        try:
-            yield
-        finally:
-            # Whoever has opened it in the meantime locks a file that is gone; `_lock` sees that.
-            path.unlink(missing_ok=True)
-
-
-def _lock(file: IO[str], what: Path, mend: str) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_gone = os.fstat(file.fileno()).st_nlink == 0
-    except OSError:
-        is_gone = True
-    if is_gone:
-        file.close()
-        raise UserError(f"{what}: in use by another process; wait for it or {mend}") from None
 
 
 class Appender:
@@ -265,7 +190,8 @@ def _one_line(error: Exception, kind: type[Row]) -> str:
         "missing": f"the field {where!r} is missing",
         "extra_forbidden": f"unknown field {where!r}; {extra}known here: {', '.join(kind.model_fields)}",
         # Without the place that it names, which is counted within this line of the file.
-        "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ').partition(' at line')[0]})",
+        "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ').partition(' at line')[0]}); "
+        "mend the line, or delete it",
     }.get(first["type"], f"field {where!r}: {first['msg'][0].lower()}{first['msg'][1:]}" if where else first["msg"])
 
 
@@ -363,7 +289,7 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         with disk_errors(self.path):
             self._lock = (self.path / ".lock").open("w")
-        _lock(self._lock, self.path, "choose another run.dir")
+        lock(self._lock, self.path, "choose another run.dir")
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -46,6 +46,17 @@ def test_it_trains_and_goes_on(
     assert not (tmp_path / "out.tmp").exists()
 
 
+def test_the_reference_shows_how_far_it_is(
+    dataset: Path, save_student: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, int, str]] = []
+    monkeypatch.setattr("spot.progress.Bar.update", lambda _, done, total, note: shown.append((done, total, note)))
+    argv = ["--model_name_or_path", str(save_student()), "--dataset_name", str(dataset), "--max_steps", "1"]
+    main([*argv, "--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "4"])
+    assert shown[:2] == [(4, 6, "reference"), (6, 6, "reference")]
+    assert [(done, total) for done, total, _ in shown[2:]] == [(1, 1)]
+
+
 def test_lab_is_the_bundled_student(dataset: Path, tmp_path: Path) -> None:
     config = tmp_path / "train.yaml"
     config.write_text(f"model_name_or_path: lab\ndataset_name: {dataset}\noutput_dir: {tmp_path / 'out'}\n")

@@ -26,13 +26,14 @@ from spot.audit.summary import (
     pairs_hash,
 )
 from spot.config import RunConfig
+from spot.disk import write_atomic
 from spot.errors import RunFailed, UserError
 from spot.evaluate.overlap import Overlap, overlaps
 from spot.hub import load_model, load_tokenizer, model_path
 from spot.pairs.tokens import TEXTS_AT_ONCE, Encoder
 from spot.progress import Bar, bar
 from spot.schema import Attempt, Pair, Problem, text_of
-from spot.store import RunDirectory, read_rows, write_atomic, write_rows
+from spot.store import RunDirectory, read_rows, write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

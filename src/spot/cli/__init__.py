@@ -103,10 +103,10 @@ def elicit_command(
     """Ask the student every problem and verify its answers."""
     from spot import stages
     from spot.account import print_spent
+    from spot.disk import locked
     from spot.evaluate.run import keep_identity
     from spot.opening import made_with, open_ledger, open_model, open_verifier
     from spot.schema import Dropped
-    from spot.store import locked
 
     apart(output, problems)
     raw = {"student": {"model": model}, "problems": {"source": str(problems)}}
@@ -163,9 +163,10 @@ def rectify_command(
     """Have an Oracle correct the wrong attempts; what does not verify is kept with its reason."""
     from spot import stages
     from spot.account import estimate, print_spent
+    from spot.disk import locked
     from spot.opening import Asking, open_ledger, open_oracle, open_verifier
     from spot.schema import Attempt, Dropped, Problem
-    from spot.store import locked, read_rows
+    from spot.store import read_rows
 
     apart(output, problems, attempts)
     keys = ("rectify", "student", "elicit", "filter.gamma", "problems.verifier", "problems.answer_pattern")

@@ -6,11 +6,11 @@ from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from spot.disk import write_atomic
 from spot.errors import UserError
 from spot.evaluate.statistics import interval, majority, pass_at, score, share
 from spot.evaluate.task import GROUPS, Group, Task
 from spot.schema import Attempt, Problem, Sampling
-from spot.store import write_atomic
 
 FILE = "results.json"
 

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spot.disk import write_atomic
 from spot.errors import UserError
 from spot.evaluate.comparison import Compared, compared
 from spot.evaluate.results import Results, averages, read_results, task_score
 from spot.evaluate.task import Task
 from spot.schema import Attempt, Problem, Sampling
-from spot.store import read_rows, write_atomic, write_rows
+from spot.store import read_rows, write_rows
 from spot.verify.base import Verifier
 from spot.verify.resolve import resolve
 

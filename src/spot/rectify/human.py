@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spot.disk import write_atomic
 from spot.errors import StoppedEarly, UserError
 from spot.rectify.base import Correction, Failure
 from spot.rectify.imported import ImportedCorrection
 from spot.rectify.prompting import problem_text
 from spot.schema import Mode
-from spot.store import numbered_rows, write_atomic
+from spot.store import numbered_rows
 from spot.verify.base import Verifier
 
 CLAIM_SECONDS = 1800.0

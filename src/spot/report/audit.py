@@ -17,10 +17,10 @@ from spot.audit.summary import (
     pairs_hash,
     read_audit,
 )
+from spot.disk import write_atomic
 from spot.report import prose
 from spot.report.audit_figures import audit_drawings
 from spot.report.figures import Drawing
-from spot.store import write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console

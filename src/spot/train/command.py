@@ -127,7 +127,9 @@ def main(argv: list[str], measuring: Measuring = lambda _, __: None) -> None:
 
         def show(step: int, total: int, metrics: dict[str, float]) -> None:
             nonlocal scores
-            if "loss" in metrics:
+            if not metrics:
+                progress.update(step, total, "reference")
+            elif "loss" in metrics:
                 progress.update(step, total, f"loss {metrics['loss']:.4f}{scores}")
             elif "eval_loss" in metrics:
                 progress.say(f"step {step}: eval_loss {metrics['eval_loss']:.4f}")

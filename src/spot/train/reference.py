@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from spot.disk import write_atomic
 from spot.errors import RunFailed, UserError
-from spot.store import write_atomic
 from spot.train.logps import Scorer
 from spot.train.packing import shortest
 from spot.train.ranks import Ranks
@@ -101,17 +101,19 @@ def compute_reference(
     *,
     micro_batch_tokens: int,
     ranks: Ranks | None = None,
+    progress: Callable[[int, int], None] = lambda _, __: None,
 ) -> Reference:
     """Score every pair under the scorer's model as it is now, each rank its share, on the CPU afterwards.
 
     `steps` are the steps of the first epoch, every index once: rows are packed as they will be in training, so that the
-    first step's rewards are exactly 0.
+    first step's rewards are exactly 0. `progress` is called after each step with how many pairs are done, and with all.
     """
     ranks = ranks or Ranks()
     lengths = torch.tensor([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs]).T.contiguous()
     flat = [torch.zeros(int(side.sum())) for side in lengths]
     answers = [values.split(side.tolist()) for values, side in zip(flat, lengths, strict=True)]
     sides = pairs[0].sides
+    done = 0
     for step in steps:
         step_pairs = [pairs[index] for index in step]
         for row in scorer.plan(step_pairs, [sides], micro_batch_tokens, ranks.count)[ranks.rank]:
@@ -120,6 +122,8 @@ def compute_reference(
             for side, number in enumerate(range(0, len(sides) * len(indices), len(indices)) if row else ()):
                 for place, index in enumerate(indices, start=number):
                     answers[side][index].copy_(token_logps[place][mask[place]])
+        done += len(step)
+        progress(done, len(pairs))
     chosen, rejected = (ranks.gather(values) for values in flat)
     return Reference(key, chosen, rejected, *lengths)
 

@@ -12,9 +12,9 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.utils import logging
 
+from spot.disk import disk_errors
 from spot.errors import Interrupted, UserError
 from spot.schema import Dropped
-from spot.store import disk_errors
 from spot.train.checkpoints import last_complete_checkpoint, saving
 from spot.train.config import SpotConfig
 from spot.train.tokenize import Preference
@@ -26,7 +26,7 @@ CONFIGS = ("config.json", "adapter_config.json")
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each logged step, and each evaluation of pairs or tasks, with the step, the number of
-steps, and its metrics."""
+steps, and its metrics; before, while the reference is computed, with how many pairs of how many, and no metrics."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         if progress is not None:
             trainer.add_callback(_Progress(progress))
+            trainer.reference_progress = lambda done, total: progress(done, total, {})
         if checkpoint is not None and notify is not None:
             notify(f"going on from {checkpoint.name}")
         with _telling_where(args):

@@ -116,6 +116,7 @@ class SpotTrainer(Trainer):
         self.metrics_file = MetricsFile(Path(str(args.metrics_path))) if writes else None
         self.reference: Reference | None = None
         self.reference_seconds = 0.0
+        self.reference_progress: Callable[[int, int], None] = lambda _, __: None
         self._delta = 0.0
         self._steps = 0
         self._measured = -1
@@ -163,6 +164,7 @@ class SpotTrainer(Trainer):
             self.sampler.steps(0) + self._eval_steps,
             micro_batch_tokens=self.args.micro_batch_tokens,
             ranks=self._ranks,
+            progress=self.reference_progress,
         )
         shared_file = self.args.reference_path is not None
         with without_adapter(self.model):

@@ -1,0 +1,86 @@
+"""Files that are whole or absent, what a full disk says, and a lock on what one process makes."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from spot.errors import UserError
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write `data` so that `path` holds either its old content or all of the new, also after a kill.
+
+    A link stays and what it leads to is replaced; a device or a pipe (/dev/stdout) is written to.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    with disk_errors(path):
+        target = path.resolve()
+        if target.exists() and not target.is_file():
+            target.write_bytes(raw)
+            return
+        temporary = target.with_name(target.name + ".tmp")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except OSError:
+            temporary.unlink(missing_ok=True)  # it takes up the room that is missing
+            raise
+
+
+class disk_errors:  # noqa: N801 (reads as a statement: `with disk_errors(path):`)
+    """Turn a full disk, or a path that cannot be written, into one clear line; what was committed stays."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            mend = "free some room" if full else "mend the path or its permissions"
+            raise UserError(
+                f"{self.path}: cannot write ({error.strerror}); {mend} and run the same command again, "
+                "it goes on from what was committed"
+            ) from error
+
+
+@contextmanager
+def locked(output: Path) -> Generator[None]:
+    """Have `output`, a file or a directory that one command makes over several goes, to this process alone."""
+    if output.exists() and not (output.is_file() or output.is_dir()):
+        yield  # a pipe or a device
+        return
+    output = output.resolve()
+    path = output.with_name(f".{output.name}.lock")
+    with disk_errors(output):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        lock(file, output, "name another output")
+        try:
+            yield
+        finally:
+            # Whoever has opened it in the meantime locks a file that is gone; `lock` sees that.
+            path.unlink(missing_ok=True)
+
+
+def lock(file: IO[str], what: Path, mend: str) -> None:
+    """Lock the open `file` for this process; `UserError`, naming `what` and `mend`, where another one has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_gone = os.fstat(file.fileno()).st_nlink == 0
+    except OSError:
+        is_gone = True
+    if is_gone:
+        file.close()
+        raise UserError(f"{what}: in use by another process; wait for it or {mend}") from None
