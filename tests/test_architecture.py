@@ -54,7 +54,10 @@ ALLOWED = {
     "doctor": {"errors", "schema", "models"},
 }
 # Pure numerics: usable without a run, a config or a store.
-PURE = ["objectives.py", "train/logps.py", "train/row.py", "train/attention.py", "train/head.py", "train/packing.py"]
+PURE = [
+    "objectives.py",
+    *(f"train/{name}.py" for name in ("logps", "row", "attention", "head", "layers", "packing", "products")),
+]
 
 
 def imports(path: Path) -> set[str]:

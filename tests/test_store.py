@@ -1,7 +1,6 @@
 """The run directory: whole lines or none, whole files or the old ones, clear words for bad rows."""
 
 import json
-import os
 import resource
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spot.disk import locked, write_atomic
 from spot.errors import UserError
 from spot.schema import Dropped, Problem
 from spot.store import MAX_LINE_BYTES, Appender, RunDirectory, read_dropped, read_rows, repair, write_rows
@@ -103,33 +101,6 @@ def test_a_torn_file_is_its_longest_whole_beginning(
     assert read_rows(path, Problem) == rows[: raw.count(b"\n")]
 
 
-def test_atomic_write_leaves_the_old_file_when_it_cannot_finish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "f"
-    write_atomic(path, "old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device.*free some room and run the same command again"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_atomic_write_replaces_no_link_and_no_pipe(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "f")
-    write_atomic(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "f").read_text() == "new"
-    os.mkfifo(tmp_path / "pipe")
-    reader = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
-    write_atomic(tmp_path / "pipe", "new")
-    assert os.read(reader, 9) == b"new" and (tmp_path / "pipe").is_fifo()
-    os.close(reader)
-
-
 def test_a_file_to_which_nothing_was_added_is_not_left_behind(tmp_path: Path) -> None:
     with Appender(tmp_path / "p.jsonl"):
         pass
@@ -164,17 +135,6 @@ def test_a_directory_that_is_no_run_is_never_touched(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="not empty and not a run"):
             RunDirectory.open(tmp_path, "a: 1\n", overwrite)
     assert (tmp_path / "thesis.tex").exists()
-
-
-def test_an_output_in_use_is_refused_and_nothing_is_left_of_the_lock(tmp_path: Path) -> None:
-    for output in (tmp_path / "deep" / "rows.jsonl", tmp_path):
-        with locked(output), pytest.raises(UserError, match=f"{output}: in use by another process"), locked(output):
-            pass
-        with locked(output):
-            pass
-    assert not list(tmp_path.parent.glob(".*.lock")) and not list((tmp_path / "deep").iterdir())
-    with locked(Path("/dev/null")):
-        assert not Path("/dev/.null.lock").exists()
 
 
 def test_a_run_in_use_is_refused(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def linear(options: argparse.Namespace) -> str:
         workload = Workload("lab", "lab", count)
         steps = -(-count // options.pairs_a_step)
         setting = Setting("spot", workload, "fp32", options.device, steps=steps, max_length=512)
-        result = run(replace(setting, micro_batch_tokens=options.micro_batch_tokens[0]))
+        result = run(replace(setting, micro_batch_tokens=options.micro_batch_tokens))
         if "failed" in result:
             sys.exit(f"{count} pairs: {result['failed']}")
         kept.append(result)
@@ -273,9 +273,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only-gsm8k", action="store_true", help="leave the made pairs out")
     parser.add_argument("--gsm8k-pairs", type=int, default=128, help="how many of its pairs, drawn from a seed")
     parser.add_argument("--pairs-a-step", type=int, default=32)
-    parser.add_argument(
-        "--micro-batch-tokens", type=int, nargs="+", default=[0], help="spot's; the last number is GSM8K's"
-    )
+    parser.add_argument("--micro-batch-tokens", type=int, default=0, help="spot's; 0 is its default")
+    parser.add_argument("--gsm8k-micro-batch-tokens", type=int, help="of GSM8K's pairs, where another number")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warmup", type=int, help="steps before timing starts (cpu: 0, cuda: 1)")
     parser.add_argument("--project", action="store_true", help="project the time of the paper's run")
@@ -291,18 +290,23 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def workloads(options: argparse.Namespace) -> Iterator[tuple[str, Workload, int]]:
-    """Names, workloads and steps."""
+def workloads(options: argparse.Namespace) -> Iterator[tuple[str, Workload, int, int]]:
+    """Names, workloads, steps and tokens a row."""
     made = Workload("lengths", options.shape, options.pairs_a_step)
     if options.answer_tokens:
         made = replace(made, shortest=options.answer_tokens * 3 // 4, longest=options.answer_tokens * 5 // 4)
     if not options.only_gsm8k:
-        yield f"{made.pairs} of {made.shortest:,} to {made.longest:,} tokens", made, 1 if options.device == "cpu" else 2
+        name, steps = (
+            f"{made.pairs} of {made.shortest:,} to {made.longest:,} tokens",
+            1 if options.device == "cpu" else 2,
+        )
+        yield name, made, steps, options.micro_batch_tokens
     if options.gsm8k:
         yield (
             f"{options.gsm8k_pairs} of GSM8K",
             Workload(str(options.gsm8k), options.shape, options.gsm8k_pairs),
             options.gsm8k_pairs // options.pairs_a_step,
+            options.gsm8k_micro_batch_tokens or options.micro_batch_tokens,
         )
     else:
         print("GSM8K's pairs are left out: give --gsm8k", file=sys.stderr)
@@ -330,14 +334,14 @@ def main() -> None:
     warmup = options.warmup if options.warmup is not None else (0 if options.device == "cpu" else 1)
     longest = max(4096, 2 * (options.answer_tokens or 0))
     kept: list[Result] = []
-    for name, workload, steps in workloads(options):
+    for name, workload, steps, budget in workloads(options):
         for precision in options.precisions or (["fp32", "bf16"] if options.device == "cpu" else ["bf16"]):
             setting = Setting(
                 "spot",
                 workload,
                 precision,
                 options.device,
-                micro_batch_tokens=options.micro_batch_tokens[-1 if workload.source == str(options.gsm8k) else 0],
+                micro_batch_tokens=budget,
                 pairs_a_step=options.pairs_a_step,
                 max_length=longest,
                 steps=steps,

@@ -29,6 +29,10 @@ class Bar:
             self._last_line = time.monotonic()
             self._console.print(f"  {self._title}: {done}/{total}  {note}", highlight=False)
 
+    def reference(self, done: int, total: int) -> None:
+        """Show how many pairs the reference has scored; when it has all, that the first step is next."""
+        self.update(done, total, "reference" if done < total else "reference done, first step")
+
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self._console.print(f"  {self._title}: {text}", highlight=False, soft_wrap=True)

@@ -299,9 +299,7 @@ def train(
 
         def show(step: int, total: int, row: dict[str, Any]) -> None:
             nonlocal scores
-            if not row:
-                progress.update(step, total, "reference")
-            elif told := task_scores(row):
+            if told := task_scores(row):
                 progress.say(f"step {step}: {told}")
                 scores = f"  {told}"
             else:
@@ -309,7 +307,16 @@ def train(
                 progress.update(step, total, ("" if margin is None else f"margin {margin:.2f}") + scores)
 
         adapter, callbacks = peft_config(section), evaluation and [evaluation]
-        return fit(pairs, student, model_dir, args, show, peft_config=adapter, callbacks=callbacks)
+        return fit(
+            pairs,
+            student,
+            model_dir,
+            args,
+            show,
+            peft_config=adapter,
+            callbacks=callbacks,
+            reference_progress=progress.reference,
+        )
 
 
 def tasks_of(

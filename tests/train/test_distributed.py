@@ -29,6 +29,8 @@ from spot.train.tokenize import tokenize_pairs
 from spot.train.trainer import SpotConfig, SpotTrainer
 
 ROOT = Path(__file__).parents[2]
+BETA = 0.05
+
 CASES: dict[str, dict[str, Any]] = {
     "spot_bco": {},
     "sft": {"objective": "sft", "tied": False},
@@ -84,8 +86,8 @@ def train(
         metrics_path=str(output / "metrics.jsonl"),
         loss_type=[objective],
         learning_rate=1e-2 if adapter else 1e-3,
-        adam_epsilon=1e-4,  # of gradients that are all rounding, Adam's first steps would take the sign
-        beta=0.05,
+        adam_epsilon=1e-4 if bf16 or rounded else 1e-8,  # else Adam's first steps take the signs of what is rounding
+        beta=BETA,
         per_device_train_batch_size=pairs_per_process,
         micro_batch_tokens=150,  # several rows a step, so that not all gradients are exchanged
         use_cpu=True,
@@ -193,26 +195,20 @@ def test_an_adapter_is_trained_and_saved_as_by_one_process(two: Path, tmp_path: 
 
 @pytest.mark.parametrize("case", ["bf16", "bf16 adapter"])
 def test_in_bf16_they_are_as_near_to_fp32_as_one_process_is(case: str, two: Path, tmp_path: Path) -> None:
-    """Rows are cut otherwise and FSDP2 holds norms in bf16, too: of answers of 200 nats both are up to 0.4 away."""
+    """Rows are cut otherwise and FSDP2 holds norms in bf16, too: of 200 nats all were up to 0.38 away after 5 steps."""
     train(tmp_path / "one", 4, **CASES[case])
     settings: dict[str, Any] = CASES[case] | {"bf16": False, "rounded": True}
     train(tmp_path / "exact", 4, **settings)
     exact = logged(tmp_path / "exact")
-    one, found = (furthest(logged(output), exact) for output in (tmp_path / "one", two / case))
-    assert found.keys() == one.keys() > {"loss", "grad_norm", "logps/rejected", "rewards/chosen", "tether/chosen"}
-    for name, distance in found.items():
-        assert distance <= 3 * one[name] + 1e-3, name
-
-
-def furthest(rows: list[dict[str, float]], exact: list[dict[str, float]]) -> dict[str, float]:
-    """By name, how far a metric of training or evaluation is from the exact one at most."""
-    distances: dict[str, float] = {}
-    for row, best in zip(rows, exact, strict=True):
-        assert row.keys() == best.keys()
-        for name, value in row.items():
-            kind = name.removeprefix("eval_")
-            distances[kind] = max(distances.get(kind, 0.0), abs(value - best[name]))
-    return distances
+    for output in (tmp_path / "one", two / case):
+        rows = logged(output)
+        assert len(rows) == len(exact) >= 6
+        assert rows[0]["rewards/chosen"] == rows[0]["rewards/rejected"] == 0  # nothing has been trained
+        for row, best in zip(rows, exact, strict=True):
+            assert row.keys() == best.keys()
+            for name, value in row.items():
+                nats = 0.6 if "logps/" in name else 0.6 * BETA
+                assert value == pytest.approx(best[name], rel=0, abs=nats), (output.name, row["step"], name)
 
 
 def test_killed_runs_go_on_bit_for_bit(two: Path) -> None:

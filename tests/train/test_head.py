@@ -95,10 +95,13 @@ def test_a_gradient_of_zero_or_of_either_sign_is_right_at_large_logits() -> None
     weights = torch.tensor([0.0, 1.0, -1.0, 1e-30, *[2.0] * 9])
     (head_logps(head, hidden, targets, tile=(4, 10)) * weights).sum().backward()
     exact = hidden.detach().double().requires_grad_()
-    slow = (exact @ head.weight.double().T).log_softmax(-1)[torch.arange(len(targets)), targets]
-    (expected,) = torch.autograd.grad((slow * weights).sum(), exact)
-    assert hidden.grad is not None
-    torch.testing.assert_close(hidden.grad, expected.float(), rtol=1e-4, atol=1e-5)
+    weight = head.weight.detach().double().requires_grad_()
+    slow = (exact @ weight.T).log_softmax(-1)[torch.arange(len(targets)), targets]
+    by_hidden, by_weight = torch.autograd.grad((slow * weights).sum(), [exact, weight])
+    assert hidden.grad is not None and head.weight.grad is not None
+    assert not hidden.grad[0].any()
+    torch.testing.assert_close(hidden.grad, by_hidden.float(), rtol=1e-4, atol=1e-5)
+    assert (head.weight.grad - by_weight).norm() < 1e-5 * by_weight.norm()
 
 
 def certain(probabilities: Tensor, vocabulary: int = 800, width: int = 128) -> tuple[nn.Linear, Tensor, Tensor]:

@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.train_speed.workload import Workload, make_model
+from peft import LoraConfig, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from spot.train.layers import exchange_layers, restore_layers
@@ -100,26 +104,79 @@ def test_a_product_that_gains_nothing_is_the_plain_layers(has_units: bool, monke
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
-def test_frozen_weights_get_no_gradient(layer: nn.Module) -> None:
+@pytest.mark.parametrize("trained", ["input", "weights"])
+def test_only_gradients_that_are_needed_are_computed(layer: nn.Module, trained: str) -> None:
     _, exchanged = both(copy.deepcopy(layer))
-    assert len(results(exchanged.requires_grad_(requires_grad=False), torch.randn(30, 64), autocast=True)) == 2
+    exchanged.requires_grad_(trained == "weights")
+    states = torch.randn(30, 64, requires_grad=trained == "input")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = exchanged(states)
+    # Autograd would throw away what is not needed, so the node itself is asked.
+    node: Any = out.grad_fn
+    given = node.apply(torch.ones_like(out))
+    needed = [trained == "input", *[trained == "weights" for _ in layer.parameters()]]
+    assert [gradient is not None for gradient in given[: len(needed)]] == needed
+
+
+def test_one_dimension_and_the_name_of_the_input_are_torchs() -> None:
+    _, exchanged = both(nn.Linear(64, 48))
+    single, batch = torch.randn(64), torch.randn(1, 64)
+    for ours, theirs in zip(results(exchanged, single, True), results(exchanged, single[None], True), strict=True):
+        assert ours.equal(theirs.view_as(ours))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert exchanged(input=batch).equal(exchanged(batch))
+
+
+def test_types_that_do_not_agree_are_an_error_as_before() -> None:
+    plain, exchanged = both(nn.Linear(64, 48))
+    for layer in (plain, exchanged):
+        with pytest.raises(RuntimeError, match="dtype"):
+            layer(torch.randn(2, 64).bfloat16())
+
+
+class ShiftedRMSNorm(Qwen3RMSNorm):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states) + self.weight
+
+
+class OnePlusRMSNorm(Qwen3RMSNorm):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return super().forward(hidden_states) * (1 + self.weight) / self.weight
 
 
 def test_only_what_is_known_is_exchanged() -> None:
     class Own(nn.Linear):
         pass
 
-    class ShiftedRMSNorm(Qwen3RMSNorm):
-        def forward(self, hidden_states: Tensor) -> Tensor:
-            return super().forward(hidden_states) + self.weight
-
-    others = nn.ModuleList([Own(2, 2), ShiftedRMSNorm(8), GemmaRMSNorm(8), nn.LayerNorm(8)])
+    norms = [ShiftedRMSNorm(8), OnePlusRMSNorm(8), GemmaRMSNorm(8), GptOssRMSNorm(8), Olmo2RMSNorm(8), nn.RMSNorm(8)]
+    others = nn.ModuleList([Own(2, 2), *norms])
     patched = nn.Linear(2, 2)
     patched.forward = patched.forward
     others.append(patched)
     kinds = [type(layer) for layer in others]
     exchange_layers(others)
     assert [type(layer) for layer in others] == kinds
+
+
+def test_exchanged_twice_they_are_still_put_back() -> None:
+    model = nn.ModuleList([nn.Linear(2, 2), Qwen3RMSNorm(8)])
+    exchange_layers(model)
+    once = [type(layer) for layer in model]
+    exchange_layers(model)
+    assert [type(layer) for layer in model] == once
+    restore_layers(model)
+    assert [type(layer) for layer in model] == [nn.Linear, Qwen3RMSNorm]
+
+
+def test_what_wraps_a_layer_is_no_layer() -> None:
+    model = make_model(Workload("lengths", "tiny", 1), "cpu")
+    adapted: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
+    accept_batches(model)
+    copied = copy.deepcopy(adapted)
+    restore_layers(copied)
+    assert isinstance(copied.base_model.model.model.norm, ModulesToSaveWrapper)
+    ids = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(copied(ids).logits, adapted(ids).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_ready_to_score_has_them_and_a_copy_can_be_as_before() -> None:

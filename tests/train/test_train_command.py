@@ -53,7 +53,7 @@ def test_the_reference_shows_how_far_it_is(
     monkeypatch.setattr("spot.progress.Bar.update", lambda _, done, total, note: shown.append((done, total, note)))
     argv = ["--model_name_or_path", str(save_student()), "--dataset_name", str(dataset), "--max_steps", "1"]
     main([*argv, "--output_dir", str(tmp_path / "out"), "--per_device_train_batch_size", "4"])
-    assert shown[:2] == [(4, 6, "reference"), (6, 6, "reference")]
+    assert shown[:2] == [(4, 6, "reference"), (6, 6, "reference done, first step")]
     assert [(done, total) for done, total, _ in shown[2:]] == [(1, 1)]
 
 

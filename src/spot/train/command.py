@@ -127,9 +127,7 @@ def main(argv: list[str], measuring: Measuring = lambda _, __: None) -> None:
 
         def show(step: int, total: int, metrics: dict[str, float]) -> None:
             nonlocal scores
-            if not metrics:
-                progress.update(step, total, "reference")
-            elif "loss" in metrics:
+            if "loss" in metrics:
                 progress.update(step, total, f"loss {metrics['loss']:.4f}{scores}")
             elif "eval_loss" in metrics:
                 progress.say(f"step {step}: eval_loss {metrics['eval_loss']:.4f}")
@@ -147,6 +145,7 @@ def main(argv: list[str], measuring: Measuring = lambda _, __: None) -> None:
             held_out,
             peft_config,
             evaluation and [evaluation],
+            progress.reference,
         )
     if first:
         _report(result, output_dir, args)

@@ -96,8 +96,8 @@ def accept_batches(model: "PreTrainedModel") -> None:
     """Make `model(spot_batch=...)` return `score(model, batch)`; all other calls are as before.
 
     Under autocast hidden states are in its type from the embeddings on, as servers and sharded training have them:
-    autocast by itself leaves the sums of layers in fp32, moves twice the bytes, and is no nearer to fp32
-    (docs/method.md). Layers that can be faster are exchanged (`spot.train.layers`).
+    autocast by itself leaves the sums of layers in fp32 and moves twice the bytes, and is further from fp32 on most
+    pairs (docs/method.md). Layers that can be faster are exchanged (`spot.train.layers`).
     """
     forward: Any = model.forward
     embeddings = model.get_input_embeddings()

@@ -1,9 +1,14 @@
-"""What half precision is multiplied in: itself on a GPU, fp32 on most CPUs."""
+"""What half precision is multiplied in: itself by CUDA and by CPUs with matrix units, else fp32."""
 
 import torch
 from torch import Tensor
 
 HAS_MATRIX_UNITS: bool = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
+def widens(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `dtype` is half precision that a CPU multiplies faster in fp32."""
+    return device.type == "cpu" and not HAS_MATRIX_UNITS and dtype in (torch.bfloat16, torch.float16)
 
 
 def multiplied(tensor: Tensor) -> Tensor:

@@ -35,8 +35,9 @@ NOT_COMPUTED = ("_name_or_path", "transformers_version", "architectures", "dtype
 """Entries of a model's config that no log-probability depends on."""
 
 
-SCORING = 2
-"""Raised with each change that moves log-probabilities: 2 is the head that takes a target out of its tile."""
+SCORING = 3
+"""Raised with each change that moves log-probabilities: 2 is the head that takes a target out of its tile, 3 are
+exchanged layers."""
 
 
 @dataclass(frozen=True)

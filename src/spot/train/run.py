@@ -26,7 +26,10 @@ CONFIGS = ("config.json", "adapter_config.json")
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each logged step, and each evaluation of pairs or tasks, with the step, the number of
-steps, and its metrics; before, while the reference is computed, with how many pairs of how many, and no metrics."""
+steps, and its metrics."""
+
+ReferenceProgress = Callable[[int, int], None]
+"""Called while the reference is computed, with how many pairs are scored, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def fit(
     eval_pairs: Iterable[Preference | Mapping[str, Any]] | None = None,
     peft_config: Any = None,
     callbacks: Sequence[TrainerCallback] | None = None,
+    reference_progress: ReferenceProgress | None = None,
 ) -> TrainResult:
     """Train `student` on `pairs` and save it to `output_dir`, which appears whole or not at all.
 
@@ -78,7 +82,8 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         if progress is not None:
             trainer.add_callback(_Progress(progress))
-            trainer.reference_progress = lambda done, total: progress(done, total, {})
+        if reference_progress is not None:
+            trainer.reference_progress = reference_progress
         if checkpoint is not None and notify is not None:
             notify(f"going on from {checkpoint.name}")
         with _telling_where(args):

@@ -61,6 +61,7 @@ class SpotTrainer(Trainer):
     `train_dataset` are rows in TRL's preference format with explicit prompts, or of prompt and completion where the
     objective sees no rejected answers; `eval_dataset` too. With `peft_config` a new adapter is trained, and under
     `bf16` the weights below it keep their own precision. The reference is the model as it is given, without an adapter.
+    `reference_progress`, where it is set, is called with how many pairs the reference has scored, of how many.
     A callback that is a `StepMeasure` measures the student on the way; losses and weights are those without it.
     `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not shared,
     `not_varlen` why a row's attention takes two calls a pair and not one in all, both `None` where all is as fast as
