@@ -118,6 +118,12 @@ def test_a_model_that_has_been_trained_is_refused_by_name(bf16: bool, tmp_path: 
         trainer(model, tmp_path / "second", bf16=bf16)
 
 
+def test_more_processes_than_pairs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SpotConfig, "world_size", 10)
+    with pytest.raises(UserError, match=r"fewer pairs \(9\) than processes \(10\).*start at most 9"):
+        trainer(make_model(), tmp_path)
+
+
 def test_a_model_that_was_refused_can_be_given_again(tmp_path: Path) -> None:
     model: Any = make_model(attn_implementation="eager").bfloat16()  # pyright: ignore[reportCallIssue] (its decorator)
     pairs, _ = tokenize_pairs(make_pairs(9), make_tokenizer(), 512)

@@ -34,10 +34,15 @@ def tokenized(
 
 
 def check_pairs(num_train: int, pairs: list[TokenizedPair], args: SpotConfig) -> None:
-    """Raise `UserError` where the `num_train` first pairs are none, one exceeds the token budget in any case, or one
-    has no rejected answer where others have, or the objective needs it."""
+    """Raise `UserError` where the `num_train` first pairs are none or fewer than the processes, one exceeds the token
+    budget in any case, or one has no rejected answer where others have, or the objective needs it."""
     if not num_train:
         raise UserError("train_dataset: no pair came")
+    if num_train < args.world_size:
+        raise UserError(
+            f"train_dataset: fewer pairs ({num_train}) than processes ({args.world_size}), some would only wait; start "
+            f"at most {num_train}"
+        )
     alone = next((pair for pair in pairs if not pair.rejected_ids), None)
     both = next((pair for pair in pairs if pair.rejected_ids), None)
     if alone is not None and both is not None:

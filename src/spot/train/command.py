@@ -143,9 +143,9 @@ def main(argv: list[str], measuring: Measuring = lambda _, __: None) -> None:
             show,
             progress.say,
             held_out,
-            peft_config,
-            evaluation and [evaluation],
-            progress.reference,
+            peft_config=peft_config,
+            callbacks=evaluation and [evaluation],
+            reference_progress=progress.reference,
         )
     if first:
         _report(result, output_dir, args)
