@@ -22,17 +22,28 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         if target.exists() and not target.is_file():
             target.write_bytes(raw)
             return
-        temporary = target.with_name(target.name + ".tmp")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except OSError:
-            temporary.unlink(missing_ok=True)  # it takes up the room that is missing
-            raise
+        with replacing(target) as temporary, temporary.open("xb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """The path of a new file beside `path`, which replaces `path` at the end of the block.
+
+    Nothing stands there when the block begins: what a kill left is deleted, and of a symbolic link the link itself, so
+    whoever may write to the folder cannot have another file overwritten.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # it takes up the room that is missing
+        raise
 
 
 class disk_errors:  # noqa: N801 (reads as a statement: `with disk_errors(path):`)
@@ -64,14 +75,25 @@ def locked(output: Path) -> Generator[None]:
     path = output.with_name(f".{output.name}.lock")
     with disk_errors(output):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
+    with open_lock(path) as file:
         lock(file, output, "name another output")
         try:
             yield
         finally:
             # Whoever has opened it in the meantime locks a file that is gone; `lock` sees that.
             path.unlink(missing_ok=True)
+
+
+def open_lock(path: Path) -> IO[str]:
+    """The file `path` to lock, made where there is none; `UserError` for a symbolic link, which is never followed."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
+    with disk_errors(path):
+        if path.is_symlink():
+            raise UserError(f"{path}: a symbolic link where a lock belongs; delete it and run the same command again")
+        return open(path, "a", opener=opener)  # noqa: PTH123 (Path.open takes no opener)
 
 
 def lock(file: IO[str], what: Path, mend: str) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any, Literal, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from spot.disk import disk_errors, lock, write_atomic
+from spot.disk import disk_errors, lock, open_lock, write_atomic
 from spot.errors import UserError
 from spot.schema import Dropped, Row
 
@@ -287,8 +287,7 @@ class RunDirectory:
                 target.unlink(missing_ok=True)
 
     def __enter__(self) -> "RunDirectory":
-        with disk_errors(self.path):
-            self._lock = (self.path / ".lock").open("w")
+        self._lock = open_lock(self.path / ".lock")
         lock(self._lock, self.path, "choose another run.dir")
         return self
 

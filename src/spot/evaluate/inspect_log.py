@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import spot
-from spot.disk import disk_errors
+from spot.disk import disk_errors, replacing
 from spot.evaluate.inspect_tasks import BENCHMARKS, SCORER, as_chat, as_score, further, generation
 from spot.evaluate.registry import LAB
 from spot.evaluate.results import TaskScore, task_score
@@ -74,11 +74,8 @@ def write_logs(
     means = [EvalSampleScore(value=mean, sample_id=name) for name, mean in question_means(attempts).items()]
     log.reductions = [EvalSampleReductions(scorer=SCORER, reducer="mean", samples=means)]
     path = directory / f"{task.name}.eval"
-    temporary = path.with_name(path.name + ".tmp")
-    with disk_errors(path):
-        directory.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), replacing(path) as temporary:
         write_eval_log(log, temporary, format="eval")
-        temporary.replace(path)
     return path
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from spot.disk import replacing
 from spot.errors import UserError
 from spot.lab.muon import Muon
 from spot.lab.student import END_OF_TURN, build_model, build_tokenizer
@@ -137,11 +138,9 @@ def answer_loss(model: "Qwen3ForCausalLM", ids: torch.Tensor, mask: torch.Tensor
 
 
 def _save(path: Path, step: int, model: Any, optimizer: Any, origin: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "origin": origin}
-    torch.save(state, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def _load(path: Path, model: Any, optimizer: Any, origin: dict[str, Any]) -> int:

@@ -154,6 +154,8 @@ def _publish(trainer: SpotTrainer, output_dir: Path) -> None:
     writes = trainer.args.process_index == 0
     if writes:
         output_dir.parent.mkdir(parents=True, exist_ok=True)
+        if temporary.is_symlink():
+            temporary.unlink()  # what it leads to is not ours
         shutil.rmtree(temporary, ignore_errors=True)
     trainer.write_model(str(temporary))
     if not writes:
