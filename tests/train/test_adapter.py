@@ -1,17 +1,32 @@
 """Training an adapter: the model under it stays and is the reference."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    LoKrConfig,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from rich.console import Console
+from safetensors.torch import load_file
 from tests.tiny_student import make_model, make_pairs, make_tokenizer
 from transformers import AutoModelForCausalLM
 
+from spot import stages
+from spot.config import TrainSection
 from spot.errors import UserError
 from spot.train.adapter import language_model
+from spot.train.command import main
 from spot.train.run import fit
 from spot.train.trainer import SpotConfig, SpotTrainer
 
@@ -58,6 +73,42 @@ def test_only_the_adapter_moves_and_the_reference_is_the_model_without_it(target
         module, _, kind = name.rpartition(".")
         there = f"{module}.base_layer.{kind}" if module.rpartition(".")[2] in targets else name
         torch.testing.assert_close(language_model(training.model).state_dict()[there], weight, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("way", ["object", "fit", "spot train", "spot run"])
+def test_the_seed_alone_decides_the_weights(way: str, save_student: Callable[..., Path], tmp_path: Path) -> None:
+    """Whatever has been drawn in the process before, which is other in each run."""
+    student = save_student(tie_word_embeddings=False)
+    (tmp_path / "pairs.jsonl").write_text("".join(pair.model_dump_json() + "\n" for pair in make_pairs(9)))
+
+    def trained(name: str, seed: int) -> dict[str, torch.Tensor]:
+        model, output = make_model(tie_word_embeddings=False), tmp_path / name
+        torch.manual_seed(len(name))
+        random.seed(len(name))
+        np.random.seed(len(name))
+        if way == "object":
+            adapter = LoraConfig(r=4, target_modules="all-linear")
+            training = SpotTrainer(
+                model, config(output, seed=seed), make_pairs(9), None, make_tokenizer(), peft_config=adapter
+            )
+            training.train()
+            training.save_model(str(output))
+        elif way == "fit":
+            fit(make_pairs(9), student, output, config(tmp_path / f"work-{name}", seed=seed), peft_config=lora())
+        elif way == "spot train":
+            flags = ["--model_name_or_path", student, "--dataset_name", tmp_path / "pairs.jsonl", "--seed", seed]
+            flags += ["--output_dir", output, "--use_peft", "--max_steps", 2, "--per_device_train_batch_size", 4]
+            main([str(flag) for flag in flags])
+        else:
+            section = TrainSection(lora_r=4, pairs_per_step=4, precision="fp32")
+            places = (tmp_path / f"work-{name}", output, tmp_path / f"{name}.jsonl", Console(quiet=True))
+            stages.train(make_pairs(9), str(student), section, seed, *places)
+        return load_file(output / "adapter_model.safetensors")
+
+    first, second, other = trained("first", 3), trained("second", 3), trained("third", 4)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # Its B starts at 0 under any seed, and differs once trained.
+    assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_the_saved_adapter_is_the_trained_model(save_student: Callable[..., Path], tmp_path: Path) -> None:
@@ -127,6 +178,8 @@ def test_under_bf16_adapters_that_bring_names_of_their_own_are_trained(peft_conf
     [
         ({"r": 4}, "peft_config must be a peft.PeftConfig such as LoraConfig, got dict"),
         (lora(lora_dropout=0.05), "lora_dropout must be 0"),
+        (LoKrConfig(target_modules=["q_proj"], module_dropout=0.1), "module_dropout must be 0"),
+        (VeraConfig(target_modules=["q_proj"], vera_dropout=0.1), "vera_dropout must be 0"),
         (lora(target_modules=["nothing"]), "peft_config: .*nothing"),
         (PrefixTuningConfig(num_virtual_tokens=4), "prompts that are learnt are not supported"),
         (lora(init_lora_weights="pissa"), "changes the model under it"),

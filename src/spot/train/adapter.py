@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from spot.errors import UserError
 from spot.train.logps import TOLERANCE, pad, score
@@ -40,8 +40,8 @@ def check_no_adapter(model: Any) -> None:
         )
 
 
-def add_adapter(model: PreTrainedModel, peft_config: Any, pair: "TokenizedPair") -> nn.Module:
-    """`model` with a fresh adapter, in place; the adapter's weights are fp32.
+def add_adapter(model: PreTrainedModel, peft_config: Any, pair: "TokenizedPair", seed: int) -> nn.Module:
+    """`model` with a fresh adapter drawn from `seed`, in place; the adapter's weights are fp32.
 
     Raises `UserError` where that would not leave the model under the adapter as it was: `pair` is scored before and
     after.
@@ -54,11 +54,14 @@ def add_adapter(model: PreTrainedModel, peft_config: Any, pair: "TokenizedPair")
         raise UserError(f"peft_config must be a peft.PeftConfig such as LoraConfig, got {type(peft_config).__name__}")
     if peft_config.is_prompt_learning:
         raise UserError(f"{peft_config.peft_type}: prompts that are learnt are not supported; use LoRA or its kin")
-    if getattr(peft_config, "lora_dropout", 0):
-        raise UserError("lora_dropout must be 0: with dropout the policy differs from its reference before any step")
+    # Each kind of adapter has a name of its own for it (`lora_dropout`, `module_dropout`, `boft_dropout` ...).
+    for name, value in vars(peft_config).items():
+        if "dropout" in name and value and not isinstance(value, bool):
+            raise UserError(f"peft_config: {name} must be 0: the policy would differ from its reference by chance")
     if peft_config.task_type is None:
         peft_config.task_type = "CAUSAL_LM"
     before = _scored(model, pair)
+    set_seed(seed)  # here: what was drawn before, by a caller or while loading, must not decide the adapter
     try:
         adapted: Any = get_peft_model(model, peft_config)
     except ValueError as error:  # its target modules are not in this model, say

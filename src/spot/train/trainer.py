@@ -21,6 +21,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainerState,
+    set_seed,
 )
 
 from spot.errors import RunFailed, UserError
@@ -80,6 +81,7 @@ class SpotTrainer(Trainer):
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        set_seed(args.seed)  # the Trainer does so too, but after the student has been loaded
         check_no_adapter(model)
         student = model if isinstance(model, PreTrainedModel) else model_path(str(model))
         source = student.name_or_path if isinstance(student, PreTrainedModel) else student
@@ -94,7 +96,7 @@ class SpotTrainer(Trainer):
         self._student = student_hash(student)
         shortest = min(self.pairs, key=lambda pair: pair.length)
         super().__init__(
-            model=student if peft_config is None else add_adapter(student, peft_config, shortest),
+            model=student if peft_config is None else add_adapter(student, peft_config, shortest, args.seed),
             args=args,
             processing_class=tokenizer,
             callbacks=callbacks,
