@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.fault_server import A_TENTH, FAULTS, FaultServer
 
-from spot.models.base import Reply, Request
+from spot.models.base import Body, Reply, Request
 from spot.models.endpoint import EndpointModel
 from spot.schema import Message, Sampling
 
@@ -20,6 +20,9 @@ class Book:
 
     async def admit(self, request: Request, sampling: Sampling) -> None:
         self.admitted[request.id] += 1
+
+    async def received(self, request: Request, body: Body) -> None:
+        return None
 
     def refused(self, request: Request, charged: bool | None) -> None:
         (self.unknown if charged is None else self.refused_free)[request.id] += 1

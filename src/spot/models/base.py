@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from spot.schema import FinishReason, Message, Sampling, as_dicts
@@ -32,10 +32,32 @@ class Request:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens that a reply was charged for."""
+    """Tokens that a reply was charged for; `total_tokens` and `reasoning_tokens` where the server gives them.
+
+    Some providers count reasoning in `completion_tokens`, some only in `total_tokens`.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    total_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+    @property
+    def output_tokens(self) -> int:
+        """What was generated, reasoning included: never less than the total without the prompt."""
+        return max(self.completion_tokens, (self.total_tokens or 0) - self.prompt_tokens)
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a server sent for a request, byte for byte (decompressed), or a line of a batch's output.
+
+    `redacted` says that it held the key, which was taken out.
+    """
+
+    content: bytes
+    content_type: str = ""
+    redacted: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +67,8 @@ class Reply:
     `text` is without special tokens and without the end-of-turn token; `token_ids` are the sampled ids of the answer
     (end-of-turn included where it was sampled), `None` where the model does not give them. With
     `finish_reason == "error"`, `text` is empty and `error` says why in one line. `reasoning` is what a server keeps
-    apart from the answer; `usage` is `None` where it does not say.
+    apart from the answer, `refusal` what it calls a refusal, `model` the model that the reply names; `usage` is `None`
+    where it does not say. `body` is what this was read from: an error reply with a body was answered, and paid for.
     """
 
     id: str
@@ -55,6 +78,9 @@ class Reply:
     error: str = ""
     reasoning: str = ""
     usage: Usage | None = None
+    refusal: str = ""
+    model: str = ""
+    body: Body | None = field(default=None, compare=False, repr=False)
 
 
 class NoMore(Exception):
@@ -71,6 +97,10 @@ class Gate(Protocol):
         Raises `NoMore` or `StoppedEarly` to end the run: the model then sends nothing more, waits for what is on its
         way, yields those replies, and ends (`NoMore`) or raises the `StoppedEarly`.
         """
+        ...
+
+    async def received(self, request: Request, body: Body) -> None:
+        """Called with what came for a try, before anything reads it, and waited for."""
         ...
 
     def refused(self, request: Request, charged: bool | None) -> None:

@@ -1,15 +1,16 @@
 """What a batch that has ended gives: the replies in its files, and for the rest what became of it."""
 
+import asyncio
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from spot.models import wire
-from spot.models.base import Reply
-from spot.models.batch_lines import Failed, outcome, read_line
+from spot.models.base import Body, Reply
+from spot.models.batch_lines import Failed, Line, outcome, read_line
 from spot.models.batch_outbox import Job
 from spot.models.batch_provider import Provider, Snapshot
 
@@ -94,9 +95,14 @@ def settle(batch: Batch, snapshot: Snapshot, rounds: int) -> Settled:
 
 
 async def collect(
-    batch: Batch, snapshot: Snapshot, provider: Provider, folder: Path
+    batch: Batch,
+    snapshot: Snapshot,
+    provider: Provider,
+    folder: Path,
+    receive: Callable[[Job, Body], Awaitable[None]],
 ) -> AsyncIterator[list[tuple[Job, Reply]]]:
-    """The replies in the batch's files, in groups; failures are kept in `batch`.
+    """The replies in the batch's files, in groups, each line given to `receive` before it is read; failures are kept in
+    `batch`.
 
     Raises `AbsentError` where a file is gone. A line that cannot be read, or is about something else, is passed over.
     """
@@ -107,35 +113,42 @@ async def collect(
         with tempfile.TemporaryFile(dir=folder) as file:
             await provider.download(file_id, file)
             file.seek(0)
-            for replies in _grouped(file, batch, provider.clean):
-                yield replies
+            for lines in _grouped(file, batch):
+                bodies = [provider.body(raw) for _, _, raw in lines]
+                came = [(job, body) for (job, line, _), body in zip(lines, bodies, strict=True) if line.status == 200]
+                await asyncio.gather(*(receive(job, body) for job, body in came))
+                replies = [
+                    _read(job, line, body, batch, provider.clean)
+                    for (job, line, _), body in zip(lines, bodies, strict=True)
+                ]
+                yield [reply for reply in replies if reply is not None]
 
 
-def _grouped(file: IO[bytes], batch: Batch, clean: Callable[[str], str]) -> Iterator[list[tuple[Job, Reply]]]:
-    group: list[tuple[Job, Reply]] = []
+def _grouped(file: IO[bytes], batch: Batch) -> Iterator[list[tuple[Job, Line, bytes]]]:
+    """The lines about requests that are asked for, each request's once a group."""
+    group: dict[str, tuple[Job, Line, bytes]] = {}
     for raw in file:
-        if raw.strip() and (found := _read(raw, batch, clean)):
-            group.append(found)
-            if len(group) == GROUP:
-                yield group
-                group = []
+        if not raw.strip():
+            continue
+        line = read_line(raw)
+        if line is None:
+            batch.damaged += 1
+            continue
+        batch.lines += 1
+        batch.completions += line.status == 200
+        if line.key in batch.jobs:
+            group.setdefault(line.key, (batch.jobs[line.key], line, raw))
+        if len(group) == GROUP:
+            yield list(group.values())
+            group = {}
     if group:
-        yield group
+        yield list(group.values())
 
 
-def _read(raw: bytes, batch: Batch, clean: Callable[[str], str]) -> tuple[Job, Reply] | None:
-    line = read_line(raw)
-    if line is None:
-        batch.damaged += 1
-        return None
-    batch.lines += 1
-    batch.completions += line.status == 200
-    job = batch.jobs.get(line.key)
-    if job is None:
-        return None
+def _read(job: Job, line: Line, body: Body, batch: Batch, clean: Callable[[str], str]) -> tuple[Job, Reply] | None:
     found = outcome(job.request.id, line)
     if isinstance(found, Failed):
         batch.failures.setdefault(line.key, Failed(found.about, clean(found.why), found.charged))
         return None
     del batch.jobs[line.key]
-    return job, found
+    return job, replace(found, body=body)

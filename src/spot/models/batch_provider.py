@@ -11,6 +11,7 @@ import openai
 from spot.errors import StoppedEarly, UserError
 from spot.models import wire
 from spot.models.address import read_key
+from spot.models.base import Body
 from spot.models.batch_lines import URL
 from spot.models.failures import Diagnosis, Failure, dead, no_money
 from spot.models.pace import RetryPolicy
@@ -90,6 +91,10 @@ class Provider:
     def clean(self, text: str) -> str:
         """One short line without the key."""
         return self._diagnosis.clean(text)
+
+    def body(self, line: bytes) -> Body:
+        """A line of a batch's output as it is kept."""
+        return Body(line)
 
     async def upload(self, name: str, file: IO[bytes]) -> str:
         """Upload a batch's input; returns the file's id."""

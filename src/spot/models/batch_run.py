@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from spot.errors import StoppedEarly, UserError
-from spot.models.base import Gate, Reply
+from spot.models.base import Body, Gate, Reply
 from spot.models.batch_book import BatchBook, Noted
 from spot.models.batch_collect import Batch, collect, settle
 from spot.models.batch_lines import Failed
@@ -260,11 +260,9 @@ class Run:
 
     async def _collect(self, batch: Batch, snapshot: Snapshot) -> AsyncIterator[list[Reply]]:
         try:
-            async for found in collect(batch, snapshot, self._provider, self._terms.folder):
-                for job, reply in found:
+            async for found in collect(batch, snapshot, self._provider, self._terms.folder, self._received):
+                for _, reply in found:
                     self._answered = self._answered or reply.finish_reason != "error"
-                    if reply.finish_reason == "error" and reply.usage is None:
-                        self._gate_is_done(job)
                 yield [reply for _, reply in found]
                 # Whoever took them has committed them.
                 self._book.over([job.key for job, _ in found])
@@ -273,6 +271,10 @@ class Run:
         if replies := self._settled(batch, snapshot):
             yield replies
         self._running.remove(batch)
+
+    async def _received(self, job: Job, body: Body) -> None:
+        if self._gate is not None:
+            await self._gate.received(job.request, body)
 
     def _settled(self, batch: Batch, snapshot: Snapshot) -> list[Reply]:
         """What becomes of requests that the batch gave no reply for; those that end here have an error reply."""

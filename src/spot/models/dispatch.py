@@ -314,10 +314,8 @@ class Run:
             server.lives()
             self.answered = True
             if outcome.usage:
-                used = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
+                used = outcome.usage.prompt_tokens + outcome.usage.output_tokens
                 self._pool.caps.correct(flight.spent, used)
-            elif outcome.finish_reason == "error":
-                self._tell(flight.job.request, None)  # an empty answer: nobody knows what it cost
             return self._done(flight.job, outcome)
         self._tell(flight.job.request, outcome.charged)
         if outcome.charged is False:

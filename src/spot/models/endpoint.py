@@ -15,6 +15,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +25,7 @@ import openai
 from spot.errors import UserError
 from spot.models import wire
 from spot.models.address import checked_base_url, checked_base_urls, read_key
-from spot.models.base import Gate, Reply, Request
+from spot.models.base import Body, Gate, Reply, Request
 from spot.models.dispatch import Pool, Run, Server
 from spot.models.failures import PATIENCE, Diagnosis, Failure, Outcome, Triage, dead
 from spot.models.pace import Caps, RetryPolicy
@@ -119,14 +120,14 @@ class EndpointModel:
         flight then is waited for, and all replies are yielded before. A `gate` ends it as its protocol says.
         """
         answered = bool(done) or any(server.answered for server in self._pool.servers)
-        triage = Triage(answered)
+        triage, gate = Triage(answered), self.gate
         async with _Lines(self._key, self._connect_timeout, self._tls) as lines:
 
             async def send(server: Server, request: Request) -> Outcome:
-                return await self._try(lines, server, request, sampling)
+                return await self._try(lines, server, request, sampling, gate)
 
             todo = [request for request in requests if request.id not in done]
-            run = Run(self._pool, todo, sampling, send, self.gate, answered)
+            run = Run(self._pool, todo, sampling, send, gate, answered)
             try:
                 while (outcomes := await run.next()) != []:
                     if outcomes is None:
@@ -153,7 +154,9 @@ class EndpointModel:
     def _hopeless(self, triage: Triage) -> Exception:
         return dead(" and ".join(self.base_urls), triage.held[-1].why, triage.answered)
 
-    async def _try(self, lines: "_Lines", server: Server, request: Request, sampling: Sampling) -> Outcome:
+    async def _try(
+        self, lines: "_Lines", server: Server, request: Request, sampling: Sampling, gate: Gate | None
+    ) -> Outcome:
         diagnosis = self._diagnosis
         try:
             async with asyncio.timeout(diagnosis.timeout):
@@ -165,7 +168,10 @@ class EndpointModel:
                         cast_to=httpx2.Response,
                         content=wire.body(self.name, request, self.fields.of(request, sampling)),
                     )
-            reply = wire.read_completion(request.id, response.content)
+            body = Body(response.content, response.headers.get("content-type", ""))
+            if gate is not None:
+                await gate.received(request, body)
+            reply = wire.read_completion(request.id, body.content)
         except openai.APIStatusError as error:
             return diagnosis.of_status(server.base_url, request.id, error, server.answered)
         except openai.APIConnectionError as error:
@@ -175,7 +181,7 @@ class EndpointModel:
         except wire.UnreadableError as error:
             return Failure(request.id, "unclear", str(error), charged=None, status=200)
         if isinstance(reply, Reply):
-            return diagnosis.without_key(reply)
+            return replace(reply, body=body)
         return Failure(request.id, "request", diagnosis.clean(reply.why), charged=None, status=200)
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -88,12 +88,6 @@ class Diagnosis:
     def clean(self, text: str) -> str:
         """One short line, without the key even where a server repeats it."""
         return wire.one_line(self._keyless(text))
-
-    def without_key(self, reply: Reply) -> Reply:
-        """The reply, which is going to be kept, without the key in it."""
-        if not self.key or not (self.key in reply.text or self.key in reply.reasoning):
-            return reply
-        return replace(reply, text=self._keyless(reply.text), reasoning=self._keyless(reply.reasoning))
 
     def _keyless(self, text: str) -> str:
         return text.replace(self.key, f"[{self.api_key_env}]") if self.key else text

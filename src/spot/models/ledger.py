@@ -1,4 +1,4 @@
-"""The ledger: every paid request is on the disk before it is sent, and its raw reply before anything reads it.
+"""The ledger: every paid request is on the disk before it is sent, and what the server sent before anything reads it.
 
 One SQLite file (WAL, every commit synced) that several processes may share. A row is one request; its key covers all
 that decides the reply, so nothing stale is ever reused. Of a row's tries, those that were neither turned down nor
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spot.errors import UserError
-from spot.models.base import Reply, Usage
+from spot.models import bodies
+from spot.models.base import Body, Reply, Usage
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS requests (
@@ -39,6 +40,9 @@ CREATE TABLE IF NOT EXISTS requests (
 CREATE TABLE IF NOT EXISTS account (id INTEGER PRIMARY KEY CHECK (id = 0), spent REAL NOT NULL, open REAL NOT NULL);
 INSERT OR IGNORE INTO account VALUES (0, 0, 0);
 """
+_ADDED = {"total_tokens": "INTEGER", "reasoning_tokens": "INTEGER", "refusal": "TEXT", "served": "TEXT"}
+"""Columns of `requests` that ledgers made before 2026-12 lack; `served` is the model that the reply names."""
+
 FOREIGN_SECONDS = 3600.0
 """How long a request that another host has sent is waited for; longer than a config lets a try take."""
 
@@ -93,6 +97,22 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Received:
+    """What came for a try, before it is read."""
+
+    key: str
+    body: Body
+
+
+@dataclass(frozen=True)
+class Reread:
+    """A reply on record in which today's reader finds what an earlier one did not; it was booked then."""
+
+    key: str
+    reply: Reply
+
+
+@dataclass(frozen=True)
 class Replied:
     """A reply and its cost in dollars; `None` where the server did not say what it used: the worst is assumed."""
 
@@ -108,7 +128,7 @@ class Released:
     keys: Sequence[str]
 
 
-Operation = Admit | Refused | Replied | Released
+Operation = Admit | Refused | Received | Reread | Replied | Released
 Answer = Literal["done", "no_room", "on_record", "elsewhere", "in_batch"]
 """What became of an operation. An `Admit` is let out (`done`), or not: the account has no room for it, its reply is
 there already, another process that lives is asking the same, or a batch that was submitted holds it."""
@@ -139,6 +159,7 @@ class Ledger:
         self._read_only = read_only
         self._owner = owner()
         self._turn = threading.Lock()
+        self.under_way: set[str] = set()  # let out here and not settled
 
     @cached_property
     def _database(self) -> sqlite3.Connection:
@@ -150,7 +171,9 @@ class Ledger:
             database = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
-            database.executescript(_SCHEMA)
+            database.executescript(_SCHEMA + bodies.SCHEMA)
+            for name in _ADDED.keys() - _columns(database):
+                database.execute(f"ALTER TABLE requests ADD COLUMN {name} {_ADDED[name]}")
         return database
 
     def _to_read(self) -> sqlite3.Connection:
@@ -192,12 +215,23 @@ class Ledger:
                     self._database.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def reading(self) -> Generator[sqlite3.Connection]:
+        """The connection, to look something up."""
+        with self._errors():
+            yield self._database
+
     def _apply(self, operation: Operation) -> Answer:
         if isinstance(operation, Admit):
             return self._admit(operation.entry, operation.max_cost)
         if isinstance(operation, Refused):
             self._refused(operation)
+        elif isinstance(operation, Received):
+            bodies.keep(self._database, operation.key, operation.body)
+        elif isinstance(operation, Reread):
+            self._read(operation.key, operation.reply)
         elif isinstance(operation, Released):
+            self.under_way.difference_update(operation.keys)
             self._database.executemany(
                 "UPDATE requests SET owner = '' WHERE key = ? AND owner = ? AND sends > refused + replied",
                 [(key, self._owner) for key in operation.keys],
@@ -229,6 +263,7 @@ class Ledger:
             ),
         )
         self._database.execute("UPDATE account SET open = open + ?", (entry.worst,))
+        self.under_way.add(entry.key)
         return "done"
 
     def _taken(self, key: str) -> Answer | None:
@@ -262,6 +297,7 @@ class Ledger:
             return [name for (name,) in rows]
 
     def _refused(self, operation: Refused) -> None:
+        self.under_way.discard(operation.key)
         if operation.charged is not False:
             return
         worst = self._worst(operation.key)
@@ -272,41 +308,56 @@ class Ledger:
         reply, usage = operation.reply, operation.reply.usage
         worst = self._worst(operation.key)
         cost = worst if operation.cost is None else operation.cost
-        # A good reply stays, whatever comes after it (from another process, say); what that costs is booked as well.
-        self._database.execute(
-            "UPDATE requests SET replied_at = ?, text = ?, reasoning = ?, finish_reason = ?, error = ? "
-            "WHERE key = ? AND (replied = 0 OR finish_reason = 'error')",
-            (time.time(), reply.text, reply.reasoning, reply.finish_reason, reply.error, operation.key),
-        )
+        self.under_way.discard(operation.key)
+        self._read(operation.key, reply)
         self._database.execute(
             "UPDATE requests SET replied = replied + 1, cost = COALESCE(cost, 0) + ? WHERE key = ?",
             (cost, operation.key),
         )
         if usage is not None:
             self._database.execute(
-                "UPDATE requests SET prompt_tokens = COALESCE(prompt_tokens, 0) + ?, "
-                "completion_tokens = COALESCE(completion_tokens, 0) + ? WHERE key = ?",
-                (usage.prompt_tokens, usage.completion_tokens, operation.key),
+                "UPDATE requests SET prompt_tokens = COALESCE(prompt_tokens, 0) + ?1, "
+                "completion_tokens = COALESCE(completion_tokens, 0) + ?2, "
+                "total_tokens = COALESCE(total_tokens + ?3, ?3, total_tokens), "
+                "reasoning_tokens = COALESCE(reasoning_tokens + ?4, ?4, reasoning_tokens) WHERE key = ?5",
+                (
+                    *(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.reasoning_tokens),
+                    operation.key,
+                ),
             )
         self._database.execute("UPDATE account SET spent = spent + ?, open = open - ?", (cost, worst))
+
+    def _read(self, key: str, reply: Reply) -> None:
+        # A good reply stays, whatever comes after it (from another process, say); what that costs is booked as well.
+        self._database.execute(
+            "UPDATE requests SET replied_at = ?, text = ?, reasoning = ?, finish_reason = ?, error = ?, refusal = ?, "
+            "served = ? WHERE key = ? AND (replied = 0 OR finish_reason = 'error')",
+            (
+                *(time.time(), reply.text, reply.reasoning, reply.finish_reason, reply.error, reply.refusal),
+                *(reply.model, key),
+            ),
+        )
 
     def _worst(self, key: str) -> float:
         return float(self._database.execute("SELECT worst FROM requests WHERE key = ?", (key,)).fetchone()[0])
 
     def replies(self, ids_by_key: dict[str, str]) -> Iterator[list[Reply]]:
-        """What is on record under these keys, in groups, each under the request id that is asked now.
+        """The replies on record under these keys as they were read then, in groups, each under the request id that is
+        asked now.
 
         Errors that cost nothing are not there: those are asked again.
         """
         keys = list(ids_by_key)
+        with self._errors():
+            present = _columns(self._database)
+        # A ledger that is only looked at keeps the columns that it was made with.
+        columns = ", ".join(name if name in present else "NULL" for name in _REPLY)
         for first in range(0, len(keys), _BATCH):
             part = keys[first : first + _BATCH]
             marks = ", ".join("?" * len(part))
             with self._errors():
                 rows = self._database.execute(
-                    "SELECT key, text, reasoning, finish_reason, error, prompt_tokens, completion_tokens FROM requests "
-                    f"WHERE replied > 0 AND key IN ({marks})",
-                    part,
+                    f"SELECT key, {columns} FROM requests WHERE replied > 0 AND key IN ({marks})", part
                 ).fetchall()
             if rows:
                 yield [_reply(ids_by_key[key], *values) for key, *values in rows]
@@ -377,11 +428,31 @@ class Ledger:
             raise UserError(f"{self.path}: {error}; {mend}; what was committed is kept") from error
 
 
+def _columns(database: sqlite3.Connection) -> set[str]:
+    return {name for _, name, *_ in database.execute("PRAGMA table_info(requests)")}
+
+
+_REPLY = (
+    *("text", "reasoning", "finish_reason", "error", "refusal", "served"),
+    *("prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens"),
+)
+
+
 def _reply(
-    id: str, text: str, reasoning: str, finish_reason: Any, error: str, prompt: int | None, completion: int | None
+    id: str,
+    text: str,
+    reasoning: str,
+    finish_reason: Any,
+    error: str,
+    refusal: str | None,
+    served: str | None,
+    prompt: int | None,
+    completion: int | None,
+    *more: int | None,
 ) -> Reply:
-    usage = None if prompt is None or completion is None else Usage(prompt, completion)
-    return Reply(id, text, finish_reason, error=error, reasoning=reasoning, usage=usage)
+    usage = None if prompt is None or completion is None else Usage(prompt, completion, *more)
+    refusal, served = refusal or "", served or ""
+    return Reply(id, text, finish_reason, None, error, reasoning, usage, refusal, served)
 
 
 def owner() -> str:

@@ -7,8 +7,22 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from spot.errors import StoppedEarly, UserError
-from spot.models.base import Model, NoMore, Reply, Request, closed, request_key
-from spot.models.ledger import Admit, Answer, Entry, Ledger, Operation, Prices, Refused, Released, Replied
+from spot.models import wire
+from spot.models.base import Body, Model, NoMore, Reply, Request, closed, request_key
+from spot.models.bodies import Kept, kept
+from spot.models.ledger import (
+    Admit,
+    Answer,
+    Entry,
+    Ledger,
+    Operation,
+    Prices,
+    Received,
+    Refused,
+    Released,
+    Replied,
+    Reread,
+)
 from spot.schema import Sampling, as_dicts
 
 TEMPLATE_TOKENS = 64
@@ -88,13 +102,32 @@ class RecordedModel:
 
     async def _on_record(self, ids_by_key: dict[str, str], by_id: dict[str, Request]) -> AsyncIterator[list[Reply]]:
         """What was asked before. It is free, and yet no more of it is taken than is wanted."""
-        for group in self._ledger.replies(ids_by_key):
+        for group in kept(self._ledger, ids_by_key):
+            replies = await self._recalled(group, ids_by_key)
             if self.turnstile is None or not self.gated:
-                yield group
+                if replies:
+                    yield replies
                 continue
-            for reply in group:
+            for reply in replies:
                 await self.turnstile.enter(by_id[reply.id])
                 yield [reply]
+
+    async def _recalled(self, group: Sequence[Kept], ids_by_key: dict[str, str]) -> list[Reply]:
+        """Replies as today's reader finds them in what came; where that is more than was found then, it is booked."""
+        replies: list[Reply] = []
+        booked: list[Operation] = []
+        for one in group:
+            reply = wire.reread(ids_by_key[one.key], one.bodies)
+            if one.reply is None and reply is not None:
+                booked.append(self.operation(one.key, reply))
+            elif one.reply is not None and (reply is None or reply.finish_reason == "error"):
+                reply = one.reply
+            elif one.reply is not None and reply is not None and one.reply.finish_reason == "error":
+                booked.append(Reread(one.key, reply))
+            replies += [reply] if reply else []
+        if booked:
+            await asyncio.to_thread(self._ledger.apply, booked)
+        return replies
 
     async def _asked(
         self, gate: "_LedgerGate", by_id: dict[str, Request], sampling: Sampling, answered: set[str]
@@ -134,6 +167,12 @@ class RecordedModel:
         finally:
             if self.gated:
                 sends.gate = None
+
+    async def recall(self, key: str, request_id: str) -> Reply:
+        """The reply on record under `key`."""
+        [group] = kept(self._ledger, {key: request_id})
+        [reply] = await self._recalled(group, {key: request_id})
+        return reply
 
     def entry(self, request: Request, sampling: Sampling, key: str) -> Entry:
         """What the ledger keeps of a request."""
@@ -203,8 +242,7 @@ class _LedgerGate:
         while (answer := await self._let_out(operation)) != "done":
             if answer == "on_record":
                 self._served.add(request.id)
-                [[reply]] = self._model.ledger.replies({key: request.id})
-                return reply
+                return await self._model.recall(key, request.id)
             if answer == "elsewhere":
                 await asyncio.sleep(ELSEWHERE_EVERY)
             elif answer == "in_batch":
@@ -252,18 +290,19 @@ class _LedgerGate:
             request.id for request, answer in zip(requests, answers, strict=True) if answer != "done"
         )
 
+    async def received(self, request: Request, body: Body) -> None:
+        """Commit what came."""
+        await self._enqueue(Received(self.key_of[request.id], body))
+
     def refused(self, request: Request, charged: bool | None) -> None:
         """Book the end of a try without a reply."""
         self._enqueue(Refused(self.key_of[request.id], charged)).add_done_callback(lambda _: self._settled())
 
     async def replied(self, replies: Sequence[Reply]) -> None:
-        """Commit replies. Of an error without usage no try was answered: `refused` has booked them all."""
-        answers = [
-            reply
-            for reply in replies
-            if reply.id not in self._served and (reply.finish_reason != "error" or reply.usage is not None)
-        ]
-        given_up = [self.key_of[reply.id] for reply in replies if reply.finish_reason == "error" and not reply.usage]
+        """Commit replies. Of an error without a body no try was answered: `refused` has booked them all."""
+        fresh = [reply for reply in replies if reply.id not in self._served]
+        answers = [reply for reply in fresh if _came(reply)]
+        given_up = [self.key_of[reply.id] for reply in fresh if not _came(reply)]
         operations: list[Operation] = [self._model.operation(self.key_of[reply.id], reply) for reply in answers]
         operations += [Released(given_up)] if given_up else []
         await asyncio.gather(*map(self._enqueue, operations))
@@ -305,6 +344,11 @@ class _LedgerGate:
         while self._committing is not None and not self._committing.done():
             await self._committing
         await asyncio.to_thread(self._model.ledger.apply, [Released(list(self.key_of.values()))])
+
+
+def _came(reply: Reply) -> bool:
+    """Whether a server, or a model in process, gave this, be it no answer."""
+    return reply.finish_reason != "error" or reply.body is not None or reply.usage is not None
 
 
 def dollars(amount: float) -> str:

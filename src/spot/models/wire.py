@@ -5,11 +5,11 @@ import json
 import math
 import re
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from spot.models.base import Reply, Request, Usage
+from spot.models.base import Body, Reply, Request, Usage
 from spot.schema import Sampling
 
 # What providers call an account that has to be topped up; they send it with 402, 403 or 429, some with 400.
@@ -97,6 +97,21 @@ def read_completion(request_id: str, body: bytes) -> Reply | Rejected:
         return Reply(request_id, "", "error", error=error, reasoning=reasoning, usage=usage)
     ended = "length" if finish_reason == "length" else "stop"
     return Reply(request_id, content, ended, reasoning=reasoning, usage=usage)
+
+
+def reread(request_id: str, bodies: Sequence[Body]) -> Reply | None:
+    """The first answer that today's reader finds in what came for a request, else the last reply without one."""
+    found: Reply | None = None
+    for body in bodies:
+        try:
+            reply = read_completion(request_id, body.content)
+        except UnreadableError:
+            continue
+        if isinstance(reply, Reply):
+            found = replace(reply, body=body)
+            if reply.finish_reason != "error":
+                break
+    return found
 
 
 def _no_answer(content: str, finish_reason: object, reasoning: str) -> str:
