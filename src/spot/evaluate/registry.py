@@ -32,6 +32,8 @@ PAPER = BENCHMARKS[:9]
 """The nine of the paper's Table 1, in its order."""
 
 LAB: dict[str, Group] = {"in_domain": "in_domain", "ood": "ood", "instructions": "general"}
+LAB_TUNE: dict[str, str] = {f"{family}_tune": family for family in LAB}
+"""The same families asked for choosing settings and checkpoints: questions that are neither trained nor reported on."""
 LAB_QUESTIONS = 400
 FILES = (".jsonl", ".parquet")
 
@@ -53,7 +55,8 @@ def find_tasks(
 ) -> list[Task]:
     """The tasks called `names`, `paper` standing for its nine, in their order.
 
-    Questions of the lab are of `world`, `lab_questions` of each family, drawn with `lab_seed`. Files of problems name
+    Questions of the lab are of `world`, `lab_questions` of each family, drawn with `lab_seed`; those of `FAMILY_tune`
+    are of another split, which shares none with training or with `FAMILY`. Files of problems name
     no verifier; bad rows in them go to `dropped` if skipped. Raises `UserError` for a name that is none
     of these, with the nearest that is, and for two tasks of one name.
     """
@@ -61,7 +64,7 @@ def find_tasks(
     for name in (one for given in names for one in (PAPER if given == "paper" else (given,))):
         if name in _PLACES:
             tasks.append(benchmark(name))
-        elif name in LAB:
+        elif name in LAB or name in LAB_TUNE:
             tasks.append(_lab(name, world, lab_seed, lab_questions or LAB_QUESTIONS))
         elif Path(name).suffix in FILES:
             tasks.append(_file(Path(name), on_bad_row, dropped))
@@ -76,7 +79,7 @@ def find_tasks(
 
 
 def _unknown(name: str) -> UserError:
-    known = ["paper", *_PLACES, *LAB]
+    known = ["paper", *_PLACES, *LAB, *LAB_TUNE]
     near = difflib.get_close_matches(name.lower().replace("-", ""), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(
@@ -86,14 +89,15 @@ def _unknown(name: str) -> UserError:
 
 
 def _lab(name: str, world: str, seed: int, count: int) -> Task:
+    family: Any = LAB_TUNE.get(name, name)
+
     def build(data: Data, prompt: str) -> list[Problem]:
         del data, prompt
         from spot.lab.world import World
 
-        family: Any = name
-        return World.load(world).problems(family, "test", count, seed)
+        return World.load(world).problems(family, "tune" if name in LAB_TUNE else "test", count, seed)
 
-    return Task(name, name, LAB[name], None, build, "{question}", verifier="lab", repeats=1)
+    return Task(name, name, LAB[family], None, build, "{question}", verifier="lab", repeats=1)
 
 
 def _file(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> Task:

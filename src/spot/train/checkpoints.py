@@ -99,6 +99,11 @@ class TrainingState:
                 )
 
 
+def is_of_tasks(row: Mapping[str, Any]) -> bool:
+    """Whether a logged row has tasks' scores, which are measured behind the step's checkpoint."""
+    return any(name.startswith("eval/") for name in row)
+
+
 class MetricsFile:
     """`metrics.jsonl`: one line a logged step, each step once, also over kills and resumes."""
 
@@ -117,7 +122,7 @@ class MetricsFile:
                 if not line.endswith("\n"):
                     break
                 row = json.loads(line)
-                if row["step"] > step or (row["step"] == step and any(name.startswith("eval/") for name in row)):
+                if row["step"] > step or (row["step"] == step and is_of_tasks(row)):
                     break
                 kept.append(line)
         write_atomic(self.path, "".join(kept))

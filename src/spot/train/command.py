@@ -232,4 +232,6 @@ def _report(result: TrainResult, output_dir: Path, args: SpotConfig) -> None:
     taken = f"{result.steps - result.resumed_from} of " if result.resumed_from else ""
     steps = f"{taken}{result.steps} steps of {objective}"
     console.print(f"{result.num_pairs} pairs, {steps} in {result.seconds:.0f} s{left_out}")
+    if result.kept:
+        console.print(f"kept: {result.kept}", soft_wrap=True, highlight=False)
     console.print(f"model: {output_dir}\nmetrics: {args.metrics_path}", soft_wrap=True)

@@ -1,11 +1,12 @@
 """`SpotConfig`: transformers' training arguments with the method's own, and its defaults."""
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy, SchedulerType
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from spot.objectives import ShiftKind
@@ -112,7 +113,15 @@ class SpotConfig(TrainingArguments):
             self.liger_kernel_config = {**(self.liger_kernel_config or {}), **dict.fromkeys(LIGER_LOSSES, False)}
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every parameter takes part in every row
+        # The Trainer takes for granted that the best checkpoint is found by evaluating pairs, and by their loss.
+        of_tasks = self.load_best_model_at_end and self.eval_strategy == IntervalStrategy.NO
+        self.load_best_model_at_end = self.load_best_model_at_end and not of_tasks
+        if self.metric_for_best_model is not None:
+            self.metric_for_best_model = re.sub("^eval/", "eval_", self.metric_for_best_model)
+        elif self.load_best_model_at_end and self.shift_kind != "none":
+            self.metric_for_best_model = "rewards/chosen"
         super().__post_init__()
+        self.load_best_model_at_end = self.load_best_model_at_end or of_tasks
         self.per_device_train_batch_size *= self.gradient_accumulation_steps
         self.gradient_accumulation_steps = 1
         # Every process is given the whole step and takes its share of it.
@@ -140,6 +149,7 @@ class SpotConfig(TrainingArguments):
         """Of the arguments of `TrainingArguments`, those that cannot be had here."""
         if self.fp16:
             raise ValueError("fp16 is not supported; use --bf16, or neither for fp32")
+        self._check_best()
         if HubStrategy(self.hub_strategy) != HubStrategy.END:
             raise ValueError("hub_strategy must be end: checkpoints hold fp32 masters and are not uploaded")
         for given in fields(self):
@@ -157,6 +167,21 @@ class SpotConfig(TrainingArguments):
             )
         if optimizer.startswith("schedule_free"):
             raise ValueError(f"optim={optimizer} is not supported: its weights are not the model's; take another")
+
+    def _check_best(self) -> None:
+        """Checkpoints are ranked by what can be compared between them."""
+        if not self.load_best_model_at_end and SaveStrategy(self.save_strategy) != SaveStrategy.BEST:
+            return
+        if self.metric_for_best_model is None:
+            raise ValueError(
+                "load_best_model_at_end: by what? set metric_for_best_model, eval_TASK for a task that is evaluated "
+                "during training, eval_rewards/chosen for evaluated pairs"
+            )
+        if self.metric_for_best_model in ("loss", "eval_loss") and self.shift_kind != "none":
+            raise ValueError(
+                f"metric_for_best_model={self.metric_for_best_model}: spot_bco's losses are each under the shift of "
+                "their step and cannot be compared; use eval_rewards/chosen, or eval_TASK for an evaluated task"
+            )
 
     @property
     def objective(self) -> Objective:

@@ -7,6 +7,13 @@ import torch
 from spot.train.step import StepResult
 
 
+STEP_METRICS = (
+    *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/delta"),
+    *("logps/chosen", "logps/rejected", "kl/chosen", "shared_fraction"),
+)
+"""What is known of evaluated pairs, too (tethers are gradients, which evaluation has none of)."""
+
+
 class StepMeans:
     """Metrics since the last log: means over steps, the last shift, tokens over seconds."""
 

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from spot.disk import disk_errors
 from spot.errors import Interrupted, UserError
 from spot.schema import Dropped
+from spot.train import best
 from spot.train.checkpoints import last_complete_checkpoint, saving
 from spot.train.config import SpotConfig
 from spot.train.tokenize import Preference
@@ -37,7 +38,8 @@ class TrainResult:
     """What training did. `seconds` is this call's wall time, `reference_seconds` the part for the reference.
 
     `not_shared` says why prefixes were not shared, `not_varlen` why a row's attention took two calls a pair and not one
-    in all; both are `None` where it was so.
+    in all; both are `None` where it was so. `kept` says in a few words which step's weights these are, where they are
+    not simply the last.
     """
 
     steps: int
@@ -48,6 +50,7 @@ class TrainResult:
     resumed_from: int
     not_shared: str | None
     not_varlen: str | None
+    kept: str = ""
 
 
 def fit(
@@ -101,6 +104,7 @@ def fit(
         resumed_from=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         not_shared=trainer.not_shared,
         not_varlen=trainer.not_varlen,
+        kept=best.told(args, trainer.state),
     )
 
 

@@ -27,8 +27,9 @@ from transformers import (
 from spot.errors import RunFailed, UserError
 from spot.hub import model_path
 from spot.objectives import update_shift
+from spot.train import best
 from spot.train.adapter import adapter_settings, add_adapter, check_no_adapter, language_model, without_adapter
-from spot.train.checkpoints import MetricsFile, TrainingState, saving
+from spot.train.checkpoints import MetricsFile, TrainingState, is_of_tasks, saving
 from spot.train.checks import check_budget
 from spot.train.config import SpotConfig
 from spot.train.liger import liger_kind
@@ -123,6 +124,7 @@ class SpotTrainer(Trainer):
         self._delta = 0.0
         self._steps = 0
         self._measured = -1
+        self._saved = -1
         self._key = ""
         self._since_log = StepMeans()
         self._taken: tuple[StepResult, float] | None = None
@@ -137,6 +139,7 @@ class SpotTrainer(Trainer):
         """Make ready what a step needs, after the weights to go on from are in place: `step` steps are done."""
         if step == 0 and self._steps:
             raise UserError("train() has been called before; make a new SpotTrainer to start over")
+        best.check_metric(self.args, self._tasks, self.eval_dataset is not None)
         if self._measures:
             check_whole(self.accelerator)
         if step == 0:
@@ -145,6 +148,10 @@ class SpotTrainer(Trainer):
             self.reference = load_reference(self._reference_path, self._key, self._ranks)
         if self.metrics_file is not None:
             self.metrics_file.begin(step)
+        # As in that file: a checkpoint that was written for being the best knows of scores that are measured again.
+        again = [row for row in self.state.log_history if row["step"] == step and is_of_tasks(row)]
+        self.state.log_history = [row for row in self.state.log_history if row not in again]
+        self._saved = step
         self._measure()
 
     @property
@@ -231,9 +238,48 @@ class SpotTrainer(Trainer):
                 student = self._answering()
                 measured = [score for measure in due for score in measure.measure(student)]
             scores[:] = torch.tensor(measured, dtype=scores.dtype)
-        names = [f"eval/{name}" for measure in due for name in measure.names]
-        self.log(dict(zip(names, self._ranks.gather(scores).tolist(), strict=True)))
+        names = [name for measure in due for name in measure.names]
+        by_name = dict(zip(names, self._ranks.gather(scores).tolist(), strict=True))
+        self.log({f"eval/{name}": score for name, score in by_name.items()})
+        self._rank(by_name)
         self._since_log.leave_out(time.perf_counter() - started)
+
+    @property
+    def _tasks(self) -> list[str]:
+        return [name for measure in self._measures for name in measure.names]
+
+    def _rank(self, scores: Mapping[str, float]) -> None:
+        """Have this step's checkpoint be the best where its score is; it is written where there is none."""
+        score, state = scores.get(best.metric_of(self.args) or ""), self.state
+        if score is None or not best.is_best(score, state, self.args):
+            return
+        checkpoint = Path(str(self.args.output_dir)) / f"checkpoint-{state.global_step}"
+        state.best_metric, state.best_global_step = score, state.global_step
+        state.best_model_checkpoint = str(checkpoint)
+        if self._saved != state.global_step:
+            self._save_checkpoint(self.model, None)
+        elif self.args.should_save:
+            best.mark_best(checkpoint, state)
+            best.drop_surplus(self.args, state)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # Of pairs; tasks are measured behind the checkpoint.
+        ranks_tasks = best.metric_of(self.args) in self._tasks
+        return False if ranks_tasks else super()._determine_best_metric(metrics, trial)
+
+    def _load_best_model(self) -> None:
+        """Take the best checkpoint's weights, and the shift that belongs to them."""
+        super()._load_best_model()
+        state = TrainingState.load(Path(str(self.state.best_model_checkpoint)))
+        self._delta, self._steps = state.delta, state.steps
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With a limit of 1 the Trainer would delete the last checkpoint here, which the same command resumes from.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _answering(self) -> Student:
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
@@ -392,6 +438,7 @@ class SpotTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with saving(Path(str(self.args.output_dir))):
             super()._save_checkpoint(model, trial)
+        self._saved = self.state.global_step
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
