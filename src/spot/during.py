@@ -66,6 +66,7 @@ class EvaluateTasks(StepMeasure):
             str(student.model.device),
             loaded=(student.model, student.tokenizer),
             autocast=student.autocast,
+            day=student.day,
         )
         step = f"step-{student.step}"
         try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,25 @@ def load_model(path: str | Path, dtype: Any = "auto") -> "PreTrainedModel":
         # transformers fills these with random numbers and goes on.
         raise UserError(f"{path}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")
     return model
+
+
+def stop_ids(model: "PreTrainedModel | str") -> frozenset[int] | None:
+    """The tokens that end the generation of `model`, loaded or a path, by its generation config, or else its config.
+
+    `None` where neither names one.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    found: Any = None
+    if not isinstance(model, str):
+        found = getattr(model.generation_config, "eos_token_id", None)
+    else:
+        try:
+            found = GenerationConfig.from_pretrained(model).eos_token_id
+        except (OSError, ValueError):  # it has no such file
+            with suppress(Exception):  # what is wrong with its config shows when it is loaded
+                found = getattr(AutoConfig.from_pretrained(model).get_text_config(), "eos_token_id", None)
+    return None if found is None else frozenset([found] if isinstance(found, int) else found)
 
 
 def _first_line(error: Exception) -> str:

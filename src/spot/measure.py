@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,7 @@ from spot import stages
 from spot.config import RunConfig
 from spot.disk import locked, write_atomic
 from spot.errors import StoppedEarly, UserError
-from spot.evaluate.run import keep_identity
+from spot.evaluate.run import keep_identity, kept_day
 from spot.opening import made_with, open_ledger, open_model
 from spot.schema import Attempt
 from spot.store import read_rows
@@ -63,8 +64,9 @@ def _opened(config: RunConfig, output: Path) -> "Generator[Model]":
     """The model, and `output` to this process alone; what is asked over a network goes through a ledger there."""
     behind_endpoint = config.student.base_url is not None
     with locked(output), open_ledger(output / "ledger.sqlite") if behind_endpoint else nullcontext() as ledger:
-        keep_identity(output / "model.json", made_with(config.student))
-        yield open_model(config.student, ledger=ledger, stage="eval")
+        identity = output / "model.json"
+        keep_identity(identity, made_with(config.student))
+        yield open_model(config.student, ledger=ledger, stage="eval", day=partial(kept_day, identity))
 
 
 def search_sampling(config: RunConfig, grid: Sequence[str], output: Path, console: "Console") -> None:

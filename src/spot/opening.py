@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from spot.chat import Day
 from spot.config import EndpointSettings, ProblemsSection, RectifySection, RunConfig, StudentSection
 from spot.errors import UserError
 from spot.hub import fingerprint, model_path
@@ -30,12 +31,17 @@ def open_ledger(path: Path) -> "Ledger":
 
 
 def open_model(
-    section: StudentSection, trained: Path | None = None, ledger: "Ledger | None" = None, stage: str = "elicit"
+    section: StudentSection,
+    trained: Path | None = None,
+    ledger: "Ledger | None" = None,
+    stage: str = "elicit",
+    day: Day = None,
 ) -> Model:
     """The student, behind its endpoint or in process; or in process what it became by training.
 
     Rows call the student by `student.model` and the other `trained`, with a fingerprint of the files. What it is asked
-    over a network goes through `ledger`, where there is one, as `stage`.
+    over a network goes through `ledger`, where there is one, as `stage`. In process, prompts that print the date print
+    `day`.
     """
     if section.base_url is not None and trained is None:
         if ledger is None and section.max_cost is not None:
@@ -51,6 +57,7 @@ def open_model(
         dtype=section.dtype,
         enable_thinking=section.enable_thinking,
         name=_student_name(section, trained),
+        day=day,
     )
 
 
@@ -118,7 +125,8 @@ class LazyModel:
 class Asking:
     """What an Oracle is opened with beside its config; without a ledger nothing is recorded (it is only looked at).
 
-    `queue` is where corrections wait for people; `say` gets lines about what takes long.
+    `queue` is where corrections wait for people; `say` gets lines about what takes long; `day` is the date in
+    prompts of a student in process.
     """
 
     ledger: "Ledger | None" = None
@@ -128,6 +136,7 @@ class Asking:
     say: Callable[[str], None] | None = None
     on_bad_row: OnBadRow = "error"
     dropped: list[Dropped] = field(default_factory=list[Dropped])
+    day: Day = None
 
 
 def open_verifier(section: ProblemsSection) -> Verifier:
@@ -153,7 +162,7 @@ def open_oracle(config: RunConfig, asking: Asking | None = None) -> "Oracle":
         needed(section.base_url, "rectify.base_url", "for example https://host/v1")
         return _asked(config, asking, _batched(endpoint(section, name), asking, section), f"model:{name}")
     if section.oracle == "self":
-        return _asked(config, asking, _student(config), f"self:{_student_name(config.student)}")
+        return _asked(config, asking, _student(config, asking.day), f"self:{_student_name(config.student)}")
     if section.oracle == "human":
         from spot.rectify.human import HumanOracle
 
@@ -210,11 +219,11 @@ def made_with(student: StudentSection) -> str:
     return f"{_student_name(student)} {student.dtype} thinking={student.enable_thinking}"
 
 
-def _student(config: RunConfig) -> Model:
+def _student(config: RunConfig, day: Day) -> Model:
     student = config.student
     if student.base_url is not None:
         return endpoint(student, student.served_as or student.model)
-    return LazyModel(_student_name(student), made_with(student), lambda: open_model(student))
+    return LazyModel(_student_name(student), made_with(student), lambda: open_model(student, day=day))
 
 
 def _asked(config: RunConfig, asking: Asking, model: Model, name: str) -> "Oracle":
@@ -230,7 +239,7 @@ def _asked(config: RunConfig, asking: Asking, model: Model, name: str) -> "Oracl
         oracle_model.turnstile = asking.target
     continuation = None
     if section.mode == "continue":
-        student = recorded(_student(config), asking.ledger, "continue", config.student, limit)
+        student = recorded(_student(config, asking.day), asking.ledger, "continue", config.student, limit)
         sampling = config.elicit.sampling(config.run.seed)
         continuation = Continuation(student, sampling, open_verifier(config.problems), section.max_rounds)
     return ModelOracle(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -130,7 +131,13 @@ class Pipeline:
         """Record versions and the commit that this run was made with."""
         if "versions" in self.run.manifest:
             return
-        self.run.update_manifest(versions=versions(), commit=commit(), command=self.command)
+        self.run.update_manifest(versions=versions(), commit=commit(), command=self.command, day=self.day().isoformat())
+
+    def day(self) -> date:
+        """The day on which the run began, which chat templates print to its end."""
+        if "day" not in self.run.manifest:
+            self.run.update_manifest(day=date.today().isoformat())
+        return date.fromisoformat(self.run.manifest["day"])
 
     def stage(self, name: Stage) -> None:
         """Run a stage unless it is complete."""
@@ -179,7 +186,7 @@ class Pipeline:
         with self._ledger() if asked and config.student.base_url else nullcontext() as ledger:
             attempts = stages.elicit(
                 self.problems(),
-                open_model(config.student, ledger=ledger) if asked else None,
+                open_model(config.student, ledger=ledger, day=self.day) if asked else None,
                 config.elicit.model_copy(update={"samples": samples}),
                 open_verifier(config.problems),
                 config.run.seed,
@@ -209,6 +216,7 @@ class Pipeline:
                 partial(self.console.print, highlight=False, soft_wrap=True),
                 self.config.run.on_bad_row,
                 unused,
+                self.day,
             )
             rows = self._rectified(asking, self._attempts())
             while target is not None and target.missing and (more := self._more_attempts()):
@@ -291,6 +299,7 @@ class Pipeline:
             self.run / "metrics.jsonl",
             self.console,
             self._evaluation(),
+            self.day().isoformat(),
         )
         self._drop("train", result.dropped)
         gc.collect()  # the trainer and its callbacks hold each other, with weights and optimizer state
@@ -333,7 +342,7 @@ class Pipeline:
         trained = self._needs("model", "train")
         for side, weights in {"before": None, "after": trained}.items():
             # Both in process, so that nothing but the weights differs.
-            model = open_model(config.student.model_copy(update={"base_url": None}), weights)
+            model = open_model(config.student.model_copy(update={"base_url": None}), weights, day=self.day)
             stages.evaluate(tasks, model, config.evaluate, self.run / "eval" / side, side, self.console)
             del model
             gc.collect()  # one model at a time in memory

@@ -23,7 +23,7 @@ from spot.config import (
     TrainSection,
 )
 from spot.errors import UserError
-from spot.hub import load_tokenizer, model_path
+from spot.hub import load_tokenizer, model_path, stop_ids
 from spot.opening import open_verifier
 from spot.progress import bar
 from spot.schema import Attempt, Counts, Dropped, Pair, Problem, Rectification
@@ -272,11 +272,11 @@ def peft_config(section: TrainSection) -> Any:
 
 def check_student(student: str, to_train: bool) -> None:
     """Raise `UserError` unless the student's tokenizer loads and, `to_train`, its chat template can be trained with."""
-    from spot.train.tokenize import end_of_turn_id
+    from spot.chat import Chat
 
     tokenizer = load_tokenizer(student)
     if to_train:
-        end_of_turn_id(tokenizer)
+        _ = Chat(tokenizer, stop_ids=stop_ids(student)).turn
 
 
 def train(
@@ -289,11 +289,16 @@ def train(
     metrics: Path,
     console: Console,
     evaluation: "StepMeasure | None" = None,
+    day: str | None = None,
 ) -> "TrainResult":
-    """Train on `pairs` and save the model to `model_dir`; `evaluation` measures it on the way."""
+    """Train on `pairs` and save the model to `model_dir`; `evaluation` measures it on the way.
+
+    Prompts whose template prints the date print `day`.
+    """
     from spot.train.run import fit, task_scores
 
     args = train_args(section, seed, work_dir, metrics)
+    args.template_date = day
     with bar(console, "train") as progress:
         scores = ""
 

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,7 +105,7 @@ def elicit_command(
     from spot import stages
     from spot.account import print_spent
     from spot.disk import locked
-    from spot.evaluate.run import keep_identity
+    from spot.evaluate.run import keep_identity, kept_day
     from spot.opening import made_with, open_ledger, open_model, open_verifier
     from spot.schema import Dropped
 
@@ -117,13 +118,13 @@ def elicit_command(
     ask, account, console = config.elicit.attempts is None, output.with_suffix(".ledger.sqlite"), new_console()
     paid = ask and config.student.base_url is not None
     with open_ledger(account) if paid else nullcontext() as ledger:
-        student = open_model(config.student, ledger=ledger) if ask else None
         verifier = open_verifier(config.problems)
         identity = output.with_suffix(".model.json")
         with locked(output):
             if ask:
                 keep_identity(identity, made_with(config.student))
             try:
+                student = open_model(config.student, ledger=ledger, day=partial(kept_day, identity)) if ask else None
                 attempts = stages.elicit(
                     *(asked, student, config.elicit, verifier, config.run.seed, output, console),
                     *(config.run.on_bad_row, dropped),
@@ -164,6 +165,7 @@ def rectify_command(
     from spot import stages
     from spot.account import estimate, print_spent
     from spot.disk import locked
+    from spot.evaluate.run import kept_day
     from spot.opening import Asking, open_ledger, open_oracle, open_verifier
     from spot.schema import Attempt, Dropped, Problem
     from spot.store import read_rows
@@ -183,7 +185,9 @@ def rectify_command(
         return
     target, queue = stages.open_target(config.rectify), output.with_suffix(".human.sqlite")
     with open_ledger(account) as ledger:
-        oracle = open_oracle(config, Asking(ledger, target, rows[0], queue, console.print, skip, dropped))
+        day = partial(kept_day, output.with_suffix(".model.json"))
+        asking = Asking(ledger, target, rows[0], queue, console.print, skip, dropped, day)
+        oracle = open_oracle(config, asking)
         verifier = open_verifier(config.problems)
         within = stages.within_gamma(config) if target is not None else None
         with locked(output):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 
 from spot.disk import write_atomic
@@ -98,15 +99,35 @@ def _answers(directory: Path, results: Results, name: str) -> list[Attempt]:
 
 def keep_identity(path: Path, made_with: str) -> None:
     """Keep what decides the answers beside them. Raises `UserError` where they are of something else."""
-    if not path.exists():
-        write_atomic(path, json.dumps({"made_with": made_with}, indent=1) + "\n")
-        return
-    try:
-        known = str(json.loads(path.read_text("utf-8"))["made_with"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; delete it where the answers beside it are of this very model") from None
-    if known != made_with:
+    kept = _identity(path)
+    if kept.setdefault("made_with", made_with) != made_with:
         raise UserError(
-            f"{path}: the answers beside it are of {known}, not of {made_with}; name another output, or delete that "
-            "file where it is the same model"
+            f"{path}: the answers beside it are of {kept['made_with']}, not of {made_with}; name another output, or "
+            "delete that file where it is the same model"
         )
+    _keep(path, kept)
+
+
+def kept_day(path: Path) -> date:
+    """The day on which the answers beside `path` were begun, kept there from the first call on: prompts that print the
+    date print this one, so that a later go asks the same."""
+    kept = _identity(path)
+    day = date.fromisoformat(kept.setdefault("day", date.today().isoformat()))
+    _keep(path, kept)
+    return day
+
+
+def _identity(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        kept = {str(name): str(value) for name, value in json.loads(path.read_text("utf-8")).items()}
+        date.fromisoformat(kept.get("day", "2000-01-01"))
+    except (ValueError, AttributeError):
+        raise UserError(f"{path}: damaged; delete it where the answers beside it are of this very model") from None
+    return kept
+
+
+def _keep(path: Path, kept: Mapping[str, str]) -> None:
+    if kept != _identity(path):
+        write_atomic(path, json.dumps(kept, indent=1) + "\n")

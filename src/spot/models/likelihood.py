@@ -5,8 +5,8 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 import torch
-from jinja2 import TemplateError
 
+from spot.chat import NotRendered
 from spot.errors import RunFailed
 from spot.models.base import Reply, Request
 from spot.models.local import LocalModel
@@ -39,14 +39,16 @@ class LikelihoodModel:
 
     def _scored(self, request: Request, choices: Sequence[str]) -> Reply:
         prompt = self._model.render(request.messages)
-        if isinstance(prompt, TemplateError):
-            return Reply(request.id, "", "error", error=f"the chat template refuses the messages: {prompt}")
+        if isinstance(prompt, NotRendered):
+            return Reply(request.id, "", "error", error=str(prompt))
         with self._model.borrowed() as (model, tokenizer, device), torch.inference_mode():
             asked: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             start = len(asked)
             logps: list[float] = []
             for choice in choices:
-                whole: list[int] = tokenizer(prompt + choice, add_special_tokens=False)["input_ids"]
+                whole: list[int] = tokenizer(prompt + self._model.chat.led(choice), add_special_tokens=False)[
+                    "input_ids"
+                ]
                 if whole[:start] != asked or len(whole) == start:
                     why = f"the choice {choice[:40]!r} does not follow the prompt token by token"
                     return Reply(request.id, "", "error", error=why)

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.utils import logging
 
+from spot.chat import Chat, Day, NotRendered, encode
 from spot.errors import RunFailed, UserError
 from spot.hub import load_model, load_tokenizer
 from spot.models.base import Reply, Request
@@ -58,7 +58,8 @@ class _Prompt:
 class LocalModel:
     """The causal language model at `path` (a directory, or a name on the hub), as a `Model`.
 
-    Prompts go through the directory's chat template with `enable_thinking`; answers stop at the end-of-turn tokens of
+    Prompts go through the directory's chat template with `enable_thinking`, up to where the answer's own text begins
+    (behind the markup of its channel, say); answers stop at the end-of-turn tokens of
     its generation config, whose other sampling settings are not used: `Sampling` is all there is. A prompt close to
     the end of the model's context gets as many new tokens as fit (`finish_reason` "length"); one that fills it, or
     that the template refuses, comes back as an error.
@@ -66,8 +67,9 @@ class LocalModel:
     `dtype` is "auto" (the checkpoint's) or torch's name of a type; `device` is "cpu", "cuda" or "cuda:N", by default
     CUDA where there is one; `name` is what rows call the model, by default `path` as given. With `loaded`, a model in
     evaluation mode on `device` and its tokenizer, nothing is loaded: its weights are shared, and `path` only names it.
-    Products are in `autocast` where that is a type. Raises `UserError` where the directory holds no whole model with a
-    tokenizer and a chat template, `RunFailed` on NaN or lack of memory.
+    Products are in `autocast` where that is a type. A chat template that prints the date prints `day`, today unless
+    given. Raises `UserError` where the directory holds no whole model with a tokenizer and a chat template for text,
+    `RunFailed` on NaN or lack of memory.
     """
 
     def __init__(
@@ -81,13 +83,13 @@ class LocalModel:
         name: str | None = None,
         loaded: tuple[Any, Any] | None = None,
         autocast: torch.dtype | None = None,
+        day: Day = None,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch size {batch_size}: must be at least 1")
         self.name = name or path
         self._path = path
         self._batch_size = batch_size
-        self._enable_thinking = enable_thinking
         self._autocast = autocast
         self._device = _device(device)
         if loaded is None:
@@ -105,6 +107,8 @@ class LocalModel:
         if ends is None:
             raise UserError(f"{path}: no end-of-turn token; set eos_token_id in its generation_config.json")
         self._end_ids = frozenset([ends] if isinstance(ends, int) else ends)
+        self.chat = Chat(self._tokenizer, day, enable_thinking=enable_thinking, stop_ids=self._end_ids)
+        self.chat.check_sampling()
 
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
@@ -158,16 +162,14 @@ class LocalModel:
 
     def _prepare(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[_Prompt], list[Reply]]:
         """Tokenize every request; those that cannot be asked come back as replies that say why."""
-        rendered: dict[tuple[Message, ...], str | TemplateError] = {}
+        rendered: dict[tuple[Message, ...], str | NotRendered] = {}
         for request in requests:
             if request.messages not in rendered:
                 rendered[request.messages] = self.render(request.messages)
         texts = list(dict.fromkeys(text for text in rendered.values() if isinstance(text, str)))
-        # Not verbose: its warning of a prompt that is too long comes before our line about it, and says less.
-        encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        ids_of: dict[str, list[int]] = dict(zip(texts, encoded, strict=True))
-        ids_of_prefix: dict[str, list[int]] = {
-            prefix: self._tokenizer(prefix, add_special_tokens=False, verbose=False)["input_ids"]
+        ids_of = dict(zip(texts, encode(self._tokenizer, texts), strict=True))
+        ids_of_prefix = {
+            prefix: encode(self._tokenizer, [self.chat.led(prefix) if prefix else ""])[0]
             for prefix in {request.prefix for request in requests}
         }
 
@@ -175,8 +177,8 @@ class LocalModel:
         refused: list[Reply] = []
         for request in requests:
             text = rendered[request.messages]
-            if isinstance(text, TemplateError):
-                refused.append(_error(request, f"the chat template refuses the messages: {text}"))
+            if isinstance(text, NotRendered):
+                refused.append(_error(request, str(text)))
                 continue
             token_ids = [*ids_of[text], *ids_of_prefix[request.prefix]]
             room = sampling.max_new_tokens if self._context is None else self._context - len(token_ids)
@@ -189,16 +191,11 @@ class LocalModel:
                 prompts.append(_Prompt(request, token_ids, min(room, sampling.max_new_tokens)))
         return prompts, refused
 
-    def render(self, messages: tuple[Message, ...]) -> str | TemplateError:
-        """The prompt as the model reads it, or why the chat template refuses it."""
+    def render(self, messages: tuple[Message, ...]) -> str | NotRendered:
+        """The prompt as the model reads it, or why there is none."""
         try:
-            return self._tokenizer.apply_chat_template(
-                as_dicts(list(messages)),
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=self._enable_thinking,
-            )
-        except TemplateError as error:
+            return self.chat.prompt(as_dicts(list(messages)))
+        except NotRendered as error:
             return error
 
     def _answer(self, batch: list[_Prompt], sampling: Sampling, stopped: threading.Event) -> list[Reply]:

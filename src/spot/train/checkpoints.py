@@ -14,7 +14,7 @@ from spot.errors import RunFailed, UserError
 
 NOT_SETTINGS = {
     "student": "another student (other weights, or another adapter)",
-    "tokens": "other pairs, or another tokenizer or max_length",
+    "tokens": "other pairs, or another tokenizer, max_length or template_date",
 }
 """What else has to be the same, kept as hashes, and what it means where it is not."""
 
@@ -66,7 +66,8 @@ def _is_whole(checkpoint: Path) -> bool:
 class TrainingState:
     """Our state beside the Trainer's.
 
-    The shift and the steps behind it, the reference's key, the settings, and the metrics of steps since the last log.
+    The shift and the steps behind it, the reference's key, the settings, and the metrics of steps since the last log;
+    the day that prompts print, where they print one.
     """
 
     delta: float
@@ -74,6 +75,7 @@ class TrainingState:
     reference_key: str
     settings: dict[str, Any]
     unlogged: list[dict[str, float]]
+    day: str | None = None
 
     def save(self, checkpoint: Path) -> None:
         """Write into `checkpoint`."""

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from spot.chat import Chat
 from spot.errors import RunFailed, UserError
 from spot.schema import Dropped
 from spot.train.config import SpotConfig
@@ -18,11 +19,11 @@ from spot.train.tokenize import Preference, TokenizedPair, tokenize_pairs
 def tokenized(
     name: str,
     rows: Iterable[Preference | Mapping[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     args: SpotConfig,
 ) -> tuple[list[TokenizedPair], list[Dropped]]:
     """The data set `name` as token ids, and the pairs that are too long for them; those may be refused."""
-    pairs, dropped = tokenize_pairs(as_preferences(name, rows), tokenizer, args.max_length)
+    pairs, dropped = tokenize_pairs(as_preferences(name, rows), chat.tokenizer, args.max_length, chat)
     if dropped and args.overlength == "error":
         raise UserError(
             f"{name}: {len(dropped)} pairs are too long, pair {dropped[0].id!r} among them ({dropped[0].detail}); "

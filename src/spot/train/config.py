@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, fields
+from datetime import date
 from typing import Any, get_args
 
 import torch
@@ -90,6 +91,11 @@ class SpotConfig(TrainingArguments):
     max_length: int = _help(8192, "Pairs with a longer sequence are never truncated; see overlength.")
     overlength: str = _help("drop", "Pairs longer than max_length: drop (left out and counted) or error.")
     micro_batch_tokens: int = _help(16384, "Distinct tokens a micro-batch may hold; bounds memory.")
+    template_date: str | None = _help(
+        None,
+        "The day that a chat template prints which prints the date, YYYY-MM-DD; unless set, the day on which training "
+        "in output_dir began.",
+    )
     metrics_path: str | None = _help(None, "Where each logged step is written as a JSON line.")
     reference_path: str | None = _help(
         None, "Where the reference's log-probabilities are kept; output_dir/reference.safetensors unless set."
@@ -140,6 +146,11 @@ class SpotConfig(TrainingArguments):
         for name in ("per_device_train_batch_size", "max_length", "micro_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.template_date is not None:
+            try:
+                date.fromisoformat(self.template_date)
+            except ValueError:
+                raise ValueError(f"template_date must be written YYYY-MM-DD, got {self.template_date!r}") from None
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
             raise ValueError(f"num_train_epochs must be above 0, got {self.num_train_epochs}")
         if self.learning_rate < 0:

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ class Student:
     """A student in training after so many steps, ready to answer.
 
     `model` has the weights in training, an adapter's too, and products are in `autocast` where that is a type. `name`
-    tells it from students of other steps and of other trainings; `output_dir` is the training's.
+    tells it from students of other steps and of other trainings; `output_dir` is the training's, `day` what its
+    prompts print.
     """
 
     model: PreTrainedModel
@@ -42,6 +44,7 @@ class Student:
     name: str
     step: int
     output_dir: Path
+    day: date | None = None
 
 
 class StepMeasure(TrainerCallback, ABC):

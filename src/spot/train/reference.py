@@ -10,6 +10,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,9 +131,9 @@ def compute_reference(
 
 
 def starting_reference(
-    path: Path, *, shared_file: bool, key: str, compute: Callable[[], Reference], ranks: Ranks
+    path: Path, *, shared_file: bool, key: str, compute: Callable[[], Reference], ranks: Ranks, day: date | None = None
 ) -> Reference:
-    """The reference in `path` where it is of `key`, else a computed one, which is then kept there.
+    """The reference in `path` where it is of `key`, else a computed one, which is then kept there with `day`.
 
     Raises `UserError`, on all ranks where on one, where `path` is a `shared_file`, one that others may need, and of
     another key, or no reference at all.
@@ -151,7 +152,7 @@ def starting_reference(
         return kept
     reference = compute()
     if ranks.rank == 0:
-        save_reference(path, reference)
+        save_reference(path, reference, day)
     return reference
 
 
@@ -164,11 +165,11 @@ def _raise_together(own: Exception | None, others: Exception, ranks: Ranks) -> N
         raise others
 
 
-def save_reference(path: Path, reference: Reference) -> None:
-    """Write `reference` atomically as safetensors, its key in the metadata."""
+def save_reference(path: Path, reference: Reference, day: date | None = None) -> None:
+    """Write `reference` atomically as safetensors, its key in the metadata, and the day that its prompts print."""
     names = ("chosen_token_logps", "rejected_token_logps", "chosen_lengths", "rejected_lengths")
     tensors: dict[str, Tensor] = {name: getattr(reference, name) for name in names}
-    write_atomic(path, to_safetensors(tensors, {"key": reference.key}))
+    write_atomic(path, to_safetensors(tensors, {"key": reference.key} | ({"day": day.isoformat()} if day else {})))
 
 
 def load_reference(path: Path, key: str, ranks: Ranks | None = None) -> Reference:
@@ -194,6 +195,15 @@ def load_reference(path: Path, key: str, ranks: Ranks | None = None) -> Referenc
 
 def _other_parts(key: str, ours: str) -> str:
     return ", ".join(part.partition(":")[0] for part in ours.split() if part not in key.split())
+
+
+def reference_day(path: Path) -> str | None:
+    """The day that the prompts of the reference in `path` print; `None` where they print none, or there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("day")
+    except (OSError, SafetensorError):
+        return None
 
 
 def read_reference(path: Path) -> Reference | None:

@@ -135,6 +135,13 @@ def notices(trainer: SpotTrainer, args: SpotConfig) -> list[str]:
     lines: list[str] = []
     if trainer.dropped:
         lines.append(f"{len(trainer.dropped)} pairs longer than max_length={args.max_length} are left out")
+    if not trainer.chat.stops():
+        end = trainer.chat.turn.end_id
+        stops = ", ".join(map(str, sorted(trainer.chat.stop_ids or ())))
+        lines.append(
+            f"answers end with the token {trainer.chat.tokenizer.convert_ids_to_tokens(end)!r} ({end}), at which the "
+            f"model's generation config does not stop (eos_token_id {stops}); add it there, or answers will run on"
+        )
     if trainer.not_shared:
         lines.append(f"prefixes are not shared, which is slower but as exact: {trainer.not_shared}")
     elif trainer.not_varlen and args.device.type != "cpu":

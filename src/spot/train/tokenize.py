@@ -7,8 +7,7 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from jinja2 import TemplateError
-
+from spot.chat import Chat, NotRendered, encode
 from spot.errors import UserError
 from spot.schema import Dropped, Prompt, as_dicts, as_messages, text_of
 from spot.train.row import BOTH, Side
@@ -90,24 +89,25 @@ class TokenizedPair:
 
 
 def tokenize_pairs(
-    pairs: Iterable[Preference], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    pairs: Iterable[Preference], tokenizer: "PreTrainedTokenizerBase", max_length: int, chat: Chat | None = None
 ) -> tuple[list[TokenizedPair], list[Dropped]]:
     """Tokenize `pairs`; those longer than `max_length` tokens are returned apart, nothing is ever truncated.
 
     The ids are in arrays of four bytes a token, since every process holds those of all pairs.
 
-    The prompt is rendered by the tokenizer's chat template in non-thinking mode. The answer's text follows it as it
-    stands, not through the template, because templates strip and reparse answers, and it must be what the student
-    wrote. Raises `UserError` naming the row: empty answers, answers that are the same, an answer that holds the
-    end-of-turn token itself, a prompt that the template refuses or that is not a token prefix; and for a tokenizer
-    without a usable chat template.
+    The prompt is rendered by the tokenizer's chat template, as `chat` has it, in non-thinking mode. The answer's text
+    follows it as it stands, not through the template, because templates strip and reparse answers, and it must be what
+    the student wrote; what the template writes around an answer is around it. Raises `UserError` naming the row: empty
+    answers, answers that are the same, an answer that holds a token that ends it, a prompt that the template refuses,
+    that ends with an assistant turn or that is not a token prefix; and for a tokenizer without a usable chat template.
     """
-    end_of_turn = end_of_turn_id(tokenizer)
+    chat = chat or Chat(tokenizer)
+    _ = chat.turn  # refused before any row
     kept: list[TokenizedPair] = []
     dropped: list[Dropped] = []
     rows = iter(pairs)
     while chunk := list(islice(rows, ROWS_AT_ONCE)):
-        for pair in _tokenize(chunk, tokenizer, end_of_turn):
+        for pair in _tokenize(chunk, chat):
             if pair.length > max_length:
                 detail = f"{pair.length} tokens, max_length is {max_length}"
                 dropped.append(Dropped(stage="train", id=pair.id, reason="overlength", detail=detail))
@@ -116,61 +116,43 @@ def tokenize_pairs(
     return kept, dropped
 
 
-def _tokenize(
-    rows: list[Preference], tokenizer: "PreTrainedTokenizerBase", end_of_turn: int
-) -> Iterator[TokenizedPair]:
-    prompts = [_render(tokenizer, as_dicts(as_messages(row.prompt)), f"pair {row.id!r}", generate=True) for row in rows]
+def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase", stop_ids: frozenset[int] | None = None) -> int:
+    """The token that ends an assistant's answer by the chat template (not always the tokenizer's eos token).
+
+    Raises `UserError` where there is no chat template, or none that an answer can be trained with.
+    """
+    return Chat(tokenizer, stop_ids=stop_ids).turn.end_id
+
+
+def _tokenize(rows: list[Preference], chat: Chat) -> Iterator[TokenizedPair]:
+    prompts = [_prompt(row, chat) for row in rows]
     answers = [_answer(row.id, "chosen", row.chosen) for row in rows]
-    wrong = ["" if row.rejected is None else _answer(row.id, "rejected", row.rejected) for row in rows]
-    prompt_ids = _encode(tokenizer, prompts)
-    chosen_ids = _encode(tokenizer, list(map(str.__add__, prompts, answers)))
-    rejected_ids = _encode(tokenizer, list(map(str.__add__, prompts, wrong)))
+    wrong = [None if row.rejected is None else _answer(row.id, "rejected", row.rejected) for row in rows]
+    right_texts = [prompt + chat.answered(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    wrong_texts = [
+        "" if answer is None else prompt + chat.answered(answer) for prompt, answer in zip(prompts, wrong, strict=True)
+    ]
+    prompt_ids, chosen_ids, rejected_ids = (
+        encode(chat.tokenizer, texts) for texts in (prompts, right_texts, wrong_texts)
+    )
     for row, prompt, chosen, rejected in zip(rows, prompt_ids, chosen_ids, rejected_ids, strict=True):
         has_both = row.rejected is not None
         pair = TokenizedPair(
             id=row.id,
             prompt_ids=array("i", prompt),
-            chosen_ids=_completion(row.id, "chosen", prompt, chosen, end_of_turn),
-            rejected_ids=_completion(row.id, "rejected", prompt, rejected, end_of_turn) if has_both else array("i"),
+            chosen_ids=_completion(row.id, "chosen", prompt, chosen, chat),
+            rejected_ids=_completion(row.id, "rejected", prompt, rejected, chat) if has_both else array("i"),
         )
         if pair.chosen_ids == pair.rejected_ids:
             raise UserError(f"pair {row.id!r}: chosen and rejected are the same; remove the row")
         yield pair
 
 
-def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """The token that the chat template writes after an assistant's answer (not always the tokenizer's eos token).
-
-    Raises `UserError` where there is no chat template, or none that ends an answer with a special token.
-    """
-    name = tokenizer.name_or_path or "the tokenizer"
-    if not tokenizer.chat_template:
-        raise UserError(f"{name}: no chat template; use an instruction-tuned model, or add chat_template.jinja to it")
-    probe = "probe"
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": probe}]
-    after = _render(tokenizer, messages, name, generate=False).rpartition(probe)[2]
-    following = _encode(tokenizer, [after])[0]
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special.update(tokenizer.all_special_ids)
-    if not following or following[0] not in special:
-        raise UserError(f"{name}: its chat template does not end an answer with a special token; mend the template")
-    return following[0]
-
-
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, str]], place: str, *, generate: bool) -> str:
+def _prompt(row: Preference, chat: Chat) -> str:
     try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generate, enable_thinking=False
-        )
-    except TemplateError as error:
-        raise UserError(f"{place}: the chat template refuses its messages ({' '.join(str(error).split())})") from error
-    assert isinstance(text, str)
-    return text
-
-
-def _encode(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[list[int]]:
-    # The template has written the special tokens (a BOS among them) already.
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []  # pyright: ignore[reportReturnType]
+        return chat.answered_prompt(as_dicts(as_messages(row.prompt)))
+    except NotRendered as error:
+        raise UserError(f"pair {row.id!r}: {error}") from error
 
 
 def _answer(row: str, side: str, answer: Prompt) -> str:
@@ -182,13 +164,14 @@ def _answer(row: str, side: str, answer: Prompt) -> str:
     return text
 
 
-def _completion(row: str, side: str, prompt: list[int], whole: list[int], end_of_turn: int) -> "array[int]":
+def _completion(row: str, side: str, prompt: list[int], whole: list[int], chat: Chat) -> "array[int]":
     if whole[: len(prompt)] != prompt:
         raise UserError(
             f"pair {row!r}: the prompt's tokens are not a prefix of prompt + {side} (the tokenizer merges across the "
-            "boundary); remove leading spaces or newlines from the answer, or mend the chat template"
+            "boundary); remove leading spaces or newlines from the answer, or fix the chat template"
         )
     completion = whole[len(prompt) :]
-    if end_of_turn in completion:
+    marks = chat.turn.marks
+    if completion[-1] != chat.turn.end_id or sum(index in marks for index in completion) != len(marks):
         raise UserError(f"pair {row!r}: {side} contains the end-of-turn token; remove it from the text")
-    return array("i", [*completion, end_of_turn])
+    return array("i", completion)

@@ -24,8 +24,9 @@ from transformers import (
     set_seed,
 )
 
+from spot.chat import Chat
 from spot.errors import RunFailed, UserError
-from spot.hub import model_path
+from spot.hub import model_path, stop_ids
 from spot.objectives import update_shift
 from spot.train import best
 from spot.train.adapter import adapter_settings, add_adapter, check_no_adapter, language_model, without_adapter
@@ -37,7 +38,7 @@ from spot.train.logps import Scorer, accept_batches
 from spot.train.measuring import StepMeasure, Student, answering, check_whole, kept_random, student_name
 from spot.train.metrics import StepMeans, step_metrics
 from spot.train.ranks import Ranks, check_sharding, ranks_of, whole_weights
-from spot.train.ready import check_student, loaded, read_pairs, set_scoring
+from spot.train.ready import begun_on, check_student, loaded, read_pairs, set_scoring
 from spot.train.reference import (
     Reference,
     compute_reference,
@@ -88,8 +89,9 @@ class SpotTrainer(Trainer):
         source = student.name_or_path if isinstance(student, PreTrainedModel) else student
         tokenizer = processing_class or load_tokenizer(source or "")
         check_student(student, args)
+        self.chat = Chat(tokenizer, partial(begun_on, args), stop_ids=stop_ids(student))
         # Pairs to evaluate on stand behind those to train on, so that one reference serves both.
-        self.pairs, self.num_train, self.dropped = read_pairs(train_dataset, eval_dataset, tokenizer, args)
+        self.pairs, self.num_train, self.dropped = read_pairs(train_dataset, eval_dataset, self.chat, args)
         if not self.pairs[0].rejected_ids:
             args.score_rejected = False  # there are none
         student = loaded(student, self.pairs)
@@ -179,7 +181,12 @@ class SpotTrainer(Trainer):
         shared_file = self.args.reference_path is not None
         with without_adapter(self.model):
             self.reference = starting_reference(
-                self._reference_path, shared_file=shared_file, key=self._key, compute=compute, ranks=self._ranks
+                self._reference_path,
+                shared_file=shared_file,
+                key=self._key,
+                compute=compute,
+                ranks=self._ranks,
+                day=self.chat.day,
             )
         self.reference_seconds = time.perf_counter() - started
 
@@ -291,6 +298,7 @@ class SpotTrainer(Trainer):
             student_name(step, self._settings()),
             step,
             Path(str(self.args.output_dir)),
+            self.chat.day,
         )
 
     def _run_step(
@@ -443,7 +451,8 @@ class SpotTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            state = TrainingState(self._delta, self._steps, self._key, self._settings(), self._since_log.rows)
+            day = None if self.chat.day is None else self.chat.day.isoformat()
+            state = TrainingState(self._delta, self._steps, self._key, self._settings(), self._since_log.rows, day)
             state.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
