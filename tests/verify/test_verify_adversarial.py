@@ -50,7 +50,7 @@ READING = [
     Case("box without braces", r"\boxed 5", "5", WRONG),
     Case("fbox is no box", r"\fbox{5}", "5", WRONG),
     Case("box in a box", r"\boxed{\boxed{5}}", "5", RIGHT),
-    Case("empty box after a full one", r"\boxed{5} \boxed{}", "5", WRONG),
+    Case("empty box after a full one is a mention", r"\boxed{5} \boxed{}", "5", RIGHT),
     Case("box in a closed thought only", r"<think>\boxed{5}</think> It is 5.", "5", WRONG),
     Case("box in an unclosed thought", r"<think> so \boxed{5}", "5", WRONG),
     Case("box after a thought", r"<think>\boxed{4}</think>\boxed{5}", "5", RIGHT),

@@ -11,6 +11,7 @@ from spot.errors import UserError
 
 _THINK_TAG = re.compile(r"<(/?)think>")
 _BOX_OPENING = re.compile(r"\\boxed\s*\{")
+_EMPTY = re.compile(r"[\s~]*\}")
 # A backslash takes the character after it along, so `\{` does not count as a brace and `\\{` does.
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
@@ -41,14 +42,18 @@ def without_thoughts(response: str) -> str:
 def last_boxed(response: str) -> str | None:
     r"""The content of the last `\boxed{...}` outside think blocks, stripped; `None` where it is missing or unclosed.
 
-    Of nested boxes the innermost last one counts. Time is linear in the length of the response.
+    An empty box beside others is a mention of one and is passed over. Of nested boxes the innermost last one counts. Time is linear
+    in the length of the response.
     """
     text = without_thoughts(response)
-    start = None
+    start = empty = None
     for opening in _BOX_OPENING.finditer(text):
-        start = opening.end()
+        if _EMPTY.match(text, opening.end()) is None:
+            start = opening.end()
+        else:
+            empty = ""
     if start is None:
-        return None
+        return empty
     depth = 1
     for brace in _BRACE.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(brace[0], 0)

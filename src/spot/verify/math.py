@@ -79,6 +79,8 @@ def _equal_as_written(given: str, gold: str) -> bool | None:
         given_value, gold_value = rule(given), rule(gold)
         if given_value is not None and gold_value is not None:
             return given_value == gold_value
+    if (known := notation.choice(gold)) is not None and (said := notation.choice_with_text(given)) is not None:
+        return said == known
     equal = _same_rational(given, gold)
     if equal is None:
         equal = _same_numeral(given, gold)

@@ -57,6 +57,10 @@ _RATIONAL = re.compile(
 )
 _WORDS = re.compile(r"[^\W\d_]+(?:[ '’-]+[^\W\d_]+)*")
 _CHOICE = re.compile(r"\( ?([A-Za-z]) ?\)|([A-Za-z]) ?[).:]?")
+_CHOICE_AND_TEXT = re.compile(
+    r"(?P<name>(?i:option|choice|answer)[ :]*)?(?:\( ?([A-Z]) ?\)|([A-Z]) ?[).:]|(?(name)([A-Z])\b|(?!)))(?P<rest>.*)", re.DOTALL
+)
+_OTHER_CHOICE = re.compile(r"\( ?[A-Z] ?\)|\b(?:or|and|not)\b", re.IGNORECASE)
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?(?: ?([ap])\.? ?m\b\.?)?", re.IGNORECASE)
 _NUMERAL = re.compile(r"(?=[A-Za-z]*[0-9])([0-9A-Za-z]+) ?_ ?(?:\{ ?([0-9]{1,2}|[a-z]+) ?\}|([0-9]{1,2}))")
 _BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
@@ -183,6 +187,15 @@ def choice(text: str) -> str | None:
         return None
     letter = match[1] or match[2]
     return letter.lower() if letter.lower() in "abcd" else letter
+
+
+def choice_with_text(text: str) -> str | None:
+    r"""The letter of a choice that is written with what it says (`\textbf{(B) }12`, `Option B`); `None` without one."""
+    match = _CHOICE_AND_TEXT.fullmatch(plain(text))
+    if match is None or _OTHER_CHOICE.search(match["rest"]):
+        return None
+    letter = match[2] or match[3] or match[4]
+    return letter.lower() if letter in "ABCD" else letter
 
 
 def words(text: str) -> str | None:

@@ -1,0 +1,115 @@
+r"""A known answer and another, compared as units, values and forms."""
+
+import re
+from typing import Any
+
+import sympy
+
+from spot.verify import notation
+from spot.verify.equality import equal, is_undefined
+from spot.verify.expression import parse
+from spot.verify.quantity import Quantity, alternatives, approximation, quantity
+from spot.verify.worker import Judgement
+
+_MEMBER = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*(?:\\in(?![A-Za-z])|=)\s*(?=\\?\{|\(|\\left)")
+
+_BETWEEN = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*\\in\s*(?:\\left)?\s*[(\[\]]")
+
+
+def compare(gold: str, answer: str) -> Judgement:
+    """Compare an answer with the known one, both LaTeX or plain notation."""
+    if len(notation.items(notation.plain(gold))) > 1 and not re.search(r",\s", answer):
+        answer = notation.spaced(answer, lists=True)
+    known = quantity(gold)
+    letters = re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", known.value))
+    given = quantity(answer, single_letters=letters is None)
+    expected = _read(known.value)
+    if expected is None or is_undefined(expected):
+        return Judgement(None, "the known answer cannot be read")
+    pairs = _in_one_unit(known, given)
+    if not pairs:
+        return Judgement(False, "the units measure different things")
+    try:
+        return _equal_in_any(pairs, gold, answer)
+    except Exception as error:
+        return Judgement(None, f"comparison failed: {type(error).__name__}")
+
+
+def _in_one_unit(known: Quantity, given: Quantity) -> list[tuple[str, str]]:
+    """The pairs of values one of which must be equal; none where the units measure different things.
+
+    A unit on one side only is left out. Per cent and degrees then also count as what they stand for.
+    """
+    gold, value = known.value, given.value
+    for sign, factor in (("%", r"\frac{1}{100}"), ("degree", r"\frac{\pi}{180}")):
+        if (known.unit == sign) != (given.unit == sign) and "" in (known.unit, given.unit):
+            scaled = (gold, _times(value, factor)) if given.unit == sign else (_times(gold, factor), value)
+            return [(gold, value), scaled]
+    gold_unit, unit = known.known, given.known
+    if gold_unit is None or unit is None or gold_unit == unit:
+        return [(gold, value)]
+    if gold_unit.kinds != unit.kinds:
+        return []
+    return [(_times(gold, str(gold_unit.size)), _times(value, str(unit.size)))]
+
+
+def _times(value: str, factor: str) -> str:
+    return rf"{factor} \cdot ({value})"
+
+
+def _equal_in_any(pairs: list[tuple[str, str]], gold: str, answer: str) -> Judgement:
+    for gold_value, value in pairs:
+        expected, parsed = _read(gold_value), _read(value)
+        if parsed is None:
+            return Judgement(False, "the answer cannot be read as mathematics")
+        if expected is not None and any(equal(expected, reading) for reading in _with_approximation(value, parsed)):
+            return Judgement(_same_form(gold, answer))
+    return Judgement(False)
+
+
+def _with_approximation(value: str, parsed: Any) -> list[Any]:
+    """`parsed` and the number that `value` says it is about, if it is within one per cent of it."""
+    about = approximation(value)
+    if about is None:
+        return [parsed]
+    rounded = parse(about)
+    exact, near = _number(parsed), _number(rounded)
+    return [parsed, rounded] if exact is not None and near is not None and _close(exact, near, 0.01) else [parsed]
+
+
+def _read(value: str) -> Any:
+    """What `value` says: `parse`, and the set of solutions of inequalities joined by "or"."""
+    parts = [parse(part) for part in alternatives(value)]
+    if len(parts) == 1 or None in parts:
+        return parts[0] if len(parts) == 1 else None
+    if len({symbol for part in parts for symbol in part.free_symbols}) != 1:
+        return None
+    try:
+        return sympy.Union(*(part.as_set() for part in parts))
+    except Exception:
+        return None
+
+
+def _same_form(gold: str, answer: str) -> bool:
+    """Whether equal values are equal answers: `(1,2)` is not `{1,2}`, and 16, 3, 1, 1 has four parts, not three."""
+    if notation.shape(gold) == "" and len(notation.items(notation.plain(gold))) > 1 and _BETWEEN.match(answer):
+        return False
+    gold, answer = (_MEMBER.sub("", text) for text in (gold, answer))
+    shapes = {notation.shape(gold), notation.shape(answer)}
+    if shapes == {"set", "tuple"}:
+        return False
+    counts = {len(notation.items(notation.plain(text))) for text in (gold, answer)}
+    return shapes != {""} or r"\pm" in gold + answer or len(counts) == 1
+
+
+def _number(expression: Any) -> Any:
+    """The value of an expression that is a real number, `None` of others."""
+    try:
+        value = expression.doit().evalf(20)  # without doit, 1 - 1 comes out as 1e-126
+    except (TypeError, ValueError, AttributeError):
+        return None
+    return value if getattr(value, "is_Number", False) and value.is_finite else None
+
+
+def _close(known: Any, given: Any, tolerance: float) -> bool:
+    return bool(abs(known - given) <= tolerance * max(abs(known), abs(given)))
