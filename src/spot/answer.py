@@ -191,7 +191,7 @@ def import_answers(
     """
     problem_of = {problem.id: problem for problem in problems}
     attempts: list[Attempt] = []
-    for row in read_rows(path, Answer, on_bad_row, dropped):
+    for row in read_rows(path, Answer, on_bad_row, dropped, by_hand=True):
         attempt_id = f"{row.problem_id}#{row.sample}"
         if row.problem_id not in problem_of:
             if on_bad_row == "skip" and dropped is not None:

@@ -4,6 +4,7 @@ A config is a YAML file; `section.key=value` on the command line overrides it. T
 run and decides whether a run directory can be resumed.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -15,6 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spot.errors import UserError
+from spot.escapes import slip
 from spot.schema import Sampling
 
 Stage = Literal["elicit", "rectify", "filter", "train", "evaluate", "report"]
@@ -307,6 +309,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path}: empty config; start from one of those in configs/")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of sections ({', '.join(RunConfig.model_fields)})")
+    if lost := slip(json.dumps(raw, default=str)):
+        raise UserError(f"{path}: {lost}")
     for override in overrides:
         apply_override(raw, override)
     return parse_config(raw, str(path))

@@ -51,7 +51,7 @@ def load_problems(section: ProblemsSection, seed: int, on_bad_row: OnBadRow, dro
         from spot.lab.world import World
 
         return World.load(section.world).problems("in_domain", "train", section.count or 2000, seed)
-    rows = read_rows(Path(section.source), Problem, on_bad_row, dropped)[: section.count]
+    rows = read_rows(Path(section.source), Problem, on_bad_row, dropped, by_hand=True)[: section.count]
     if not rows:
         raise UserError(f"{section.source}: no problems")
     return rows

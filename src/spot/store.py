@@ -18,6 +18,7 @@ from typing import IO, Any, Literal, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from spot import escapes
 from spot.disk import disk_errors, lock, open_lock, write_atomic
 from spot.errors import UserError
 from spot.schema import Dropped, Row
@@ -43,7 +44,7 @@ class Appender:
 
     def append(self, rows: Iterable[Row]) -> None:
         """Commit `rows`: when this returns they are on the disk."""
-        raw = b"".join(row.model_dump_json().encode() + b"\n" for row in rows)
+        raw = b"".join(map(json_line, rows))
         if not raw:
             return
         size = self._size()
@@ -94,23 +95,33 @@ def repair(path: Path) -> None:
 
 
 def read_rows(
-    path: Path, kind: type[RowType], on_bad_row: OnBadRow = "error", dropped: list[Dropped] | None = None
+    path: Path,
+    kind: type[RowType],
+    on_bad_row: OnBadRow = "error",
+    dropped: list[Dropped] | None = None,
+    *,
+    by_hand: bool = False,
 ) -> list[RowType]:
     """Read rows of one kind from JSONL (or Parquet, by extension), ids unique.
 
     With `on_bad_row="skip"` a bad row goes to `dropped`; otherwise the first one raises `UserError` naming file and
-    line.
+    line. In a file that a person may have written (`by_hand`) a row whose LaTeX lost a backslash is a bad one.
     """
-    return [row for _, row in numbered_rows(path, kind, on_bad_row, dropped)]
+    return [row for _, row in numbered_rows(path, kind, on_bad_row, dropped, by_hand=by_hand)]
 
 
 def numbered_rows(
-    path: Path, kind: type[RowType], on_bad_row: OnBadRow = "error", dropped: list[Dropped] | None = None
+    path: Path,
+    kind: type[RowType],
+    on_bad_row: OnBadRow = "error",
+    dropped: list[Dropped] | None = None,
+    *,
+    by_hand: bool = False,
 ) -> list[tuple[int, RowType]]:
     """`read_rows`, each with its line in the file (blank lines count), or its row in a table."""
     rows: list[tuple[int, RowType]] = []
     seen: dict[str, int] = {}
-    for number, row in _parsed(path, kind, on_bad_row, dropped):
+    for number, row in _parsed(path, kind, on_bad_row, dropped, by_hand):
         identity: str | None = getattr(row, "id", None)
         if identity is not None and identity in seen:
             problem = f"{path}:{number}: id {identity!r} was already used in line {seen[identity]}; ids must be unique"
@@ -123,16 +134,23 @@ def numbered_rows(
 
 
 def _parsed(
-    path: Path, kind: type[RowType], on_bad_row: OnBadRow, dropped: list[Dropped] | None
+    path: Path, kind: type[RowType], on_bad_row: OnBadRow, dropped: list[Dropped] | None, by_hand: bool
 ) -> Iterator[tuple[int, RowType]]:
     if not path.is_file():
         raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    source = _parquet_lines(path) if path.suffix == ".parquet" else _jsonl_lines(path)
+    is_table = path.suffix == ".parquet"
+    source = _parquet_lines(path) if is_table else _jsonl_lines(path)
     for number, raw in source:
+        line = ""
         try:
-            yield number, kind.model_validate_json(_decoded(raw))
+            line = _decoded(raw)
+            if by_hand and not is_table and (lost := escapes.slip(line)):
+                raise ValueError(lost)
+            row = kind.model_validate_json(line)
         except (ValueError, ValidationError) as error:
-            _bad_row(f"{path}:{number}: {_one_line(error, kind)}", f"line {number}", on_bad_row, dropped)
+            _bad_row(f"{path}:{number}: {_one_line(error, kind, line)}", f"line {number}", on_bad_row, dropped)
+        else:
+            yield number, row
 
 
 def _jsonl_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
@@ -178,7 +196,7 @@ def _decoded(raw: bytes | None) -> str:
         raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line); convert the file to UTF-8") from None
 
 
-def _one_line(error: Exception, kind: type[Row]) -> str:
+def _one_line(error: Exception, kind: type[Row], line: str) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     errors = error.errors(include_url=False)
@@ -186,12 +204,14 @@ def _one_line(error: Exception, kind: type[Row]) -> str:
     first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
     where = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[Message]"))
     extra = "put extra data under 'meta'; " if "meta" in kind.model_fields else ""
+    lost = escapes.unknown(line) if first["type"] == "json_invalid" else None
+    fix = rf"write \{lost}, with two backslashes, for {lost}" if lost else "fix the line, or delete it"
     return {
         "missing": f"the field {where!r} is missing",
         "extra_forbidden": f"unknown field {where!r}; {extra}known here: {', '.join(kind.model_fields)}",
         # Without the place that it names, which is counted within this line of the file.
         "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ').partition(' at line')[0]}); "
-        "mend the line, or delete it",
+        f"{fix}",
     }.get(first["type"], f"field {where!r}: {first['msg'][0].lower()}{first['msg'][1:]}" if where else first["msg"])
 
 
@@ -202,10 +222,15 @@ def _bad_row(message: str, identity: str, on_bad_row: OnBadRow, dropped: list[Dr
     dropped.append(Dropped(stage="read", id=identity, reason="bad_row", detail=message))
 
 
+def json_line(row: Row) -> bytes:
+    """A row as it stands in a file: one line of JSON, in which nothing can be taken for a lost backslash."""
+    return escapes.spelled_out(row.model_dump_json()).encode() + b"\n"
+
+
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a whole file of rows at once, atomically; Parquet by extension, JSONL otherwise."""
     if path.suffix != ".parquet":
-        write_atomic(path, b"".join(row.model_dump_json().encode() + b"\n" for row in rows))
+        write_atomic(path, b"".join(map(json_line, rows)))
         return
     try:
         import pyarrow

@@ -139,7 +139,7 @@ def read_labels(path: Path) -> list[LabelledAnswer]:
     Raises `UserError` where one is bad, or where they do not hold both right and wrong steps: what a judge finds, and
     what it makes up, could not be told.
     """
-    rows = read_rows(path, LabelledAnswer)
+    rows = read_rows(path, LabelledAnswer, by_hand=True)
     said = {step.right for row in rows for step in (*row.steps, *row.other)}
     for right, name in ((True, "right"), (False, "wrong")):
         if right not in said:

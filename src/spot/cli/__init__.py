@@ -179,7 +179,7 @@ def rectify_command(
     config = overridden(raw, [*(overrides or []), *given], keys, on_bad_row)
     skip, dropped, console = config.run.on_bad_row, list[Dropped](), new_console()
     account = output.with_suffix(".ledger.sqlite")
-    rows = read_rows(problems, Problem, skip, dropped), read_rows(attempts, Attempt, skip, dropped)
+    rows = read_rows(problems, Problem, skip, dropped, by_hand=True), read_rows(attempts, Attempt, skip, dropped)
     if dry_run:
         console.print(estimate(*rows, config, account), highlight=False, soft_wrap=True)
         return
@@ -221,7 +221,7 @@ def filter_command(
     config = overridden({"student": {"model": model}}, overrides, ("filter",), on_bad_row)
     skip, dropped = config.run.on_bad_row, list[Dropped]()
     filtered = stages.make_pairs(
-        read_rows(problems, Problem, skip, dropped),
+        read_rows(problems, Problem, skip, dropped, by_hand=True),
         read_rows(attempts, Attempt, skip, dropped),
         read_rows(rectifications, Rectification, skip, dropped),
         model_path(config.student.model),

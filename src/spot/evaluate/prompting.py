@@ -1,6 +1,7 @@
 """How benchmarks ask: a template with fields in braces, ours or one of the user's file."""
 
 import difflib
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from spot.errors import UserError
+from spot.escapes import slip
 
 if TYPE_CHECKING:
     from spot.evaluate.task import Task
@@ -42,6 +44,8 @@ def read_prompts(path: Path, tasks: "list[Task]") -> dict[str, str]:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(raw, dict) or not all(isinstance(text, str) for text in raw.values()):
         raise UserError(f"{path}: must map names of tasks to templates")
+    if lost := slip(json.dumps(raw)):
+        raise UserError(f"{path}: {lost}")
     from spot.evaluate.registry import BENCHMARKS
 
     known = [*BENCHMARKS, *(task.name for task in tasks)]

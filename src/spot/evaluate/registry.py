@@ -103,7 +103,7 @@ def _lab(name: str, world: str, seed: int, count: int) -> Task:
 def _file(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> Task:
     def build(data: Data, prompt: str) -> list[Problem]:
         del data, prompt
-        rows = read_rows(path, Problem, on_bad_row, dropped)
+        rows = read_rows(path, Problem, on_bad_row, dropped, by_hand=True)
         if not rows:
             raise UserError(f"{path}: no problems")
         return rows

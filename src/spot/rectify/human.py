@@ -22,6 +22,7 @@ from typing import Any
 
 from spot.disk import write_atomic
 from spot.errors import StoppedEarly, UserError
+from spot.escapes import spelled_out
 from spot.rectify.base import Correction, Failure
 from spot.rectify.imported import ImportedCorrection
 from spot.rectify.prompting import problem_text
@@ -162,7 +163,7 @@ class Queue:
         file, and so does the Oracle `import`.
         """
         rows = self.open_corrections()
-        write_atomic(path, "".join(json.dumps(_exported(row), ensure_ascii=False) + "\n" for row in rows))
+        write_atomic(path, "".join(f"{_exported(row)}\n" for row in rows))
         return len(rows)
 
     def submit_file(self, path: Path, who: str) -> int:
@@ -170,7 +171,9 @@ class Queue:
 
         Raises `UserError` naming file and line for a row that cannot be submitted.
         """
-        edited = [(number, row) for number, row in numbered_rows(path, ImportedCorrection) if _is_edited(row)]
+        edited = [
+            (number, row) for number, row in numbered_rows(path, ImportedCorrection, by_hand=True) if _is_edited(row)
+        ]
         with self._transaction() as database:
             for number, row in edited:
                 try:
@@ -334,14 +337,15 @@ def _correction(attempt_id: str, text: str | None, skipped: str) -> Correction:
     return Correction(attempt_id, text, "" if text is not None else f"skipped: {skipped}".rstrip(": "))
 
 
-def _exported(row: OpenCorrection) -> dict[str, Any]:
+def _exported(row: OpenCorrection) -> str:
     response = row.draft if row.note and row.draft is not None else row.response
     meta = {"problem": row.problem, "answer": row.answer, "note": row.note, "skip": ""}
-    return {
+    line = {
         "attempt_id": row.attempt_id,
         "meta": meta | {"key": row.key, "exported": _digest(response)},
         "response": response,
     }
+    return spelled_out(json.dumps(line, ensure_ascii=False))
 
 
 def _is_edited(row: ImportedCorrection) -> bool:

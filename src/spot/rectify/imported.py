@@ -60,7 +60,7 @@ class ImportedOracle:
     ) -> None:
         self.name = name
         self._path = path
-        rows = read_rows(path, ImportedCorrection, on_bad_row, dropped)
+        rows = read_rows(path, ImportedCorrection, on_bad_row, dropped, by_hand=True)
         self._by_attempt = {row.attempt_id: row.response for row in rows if row.attempt_id is not None}
         self._by_problem = {row.problem_id: row.response for row in rows if row.problem_id is not None}
 
