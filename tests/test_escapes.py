@@ -22,20 +22,20 @@ from spot.store import Appender, read_rows, write_rows
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 # What a person types between quotes. Every command of these ends as something else, and the JSON is valid.
-TYPED = r"""3 \times 4|\frac{1}{2}|\boxed{5}|\beta|x \neq 3|x\neq3|x_1 \neq x_2|$x^{2} \neq 4$|x \ne 0|$a\ne b$|E = h\nu|
-$\nu = 5$|the frequency \nu is 5|$h\nu$|\nabla f|x \notin A|a \nmid b|\neg p|$\neg q$|a \not= b|\nleq 4 \times 2|
-\text{ cm}|\textbf{5}|\theta|\tan x|\tan(x)|\tan\theta|\tanh 2|\tau = 3|$\tau$|x \to 0|x\to y|A^\top|\tfrac{1}{2}|\tfrac12|
-\triangle ABC|\therefore x = 2|\tilde{x}|\tbinom{5}{2}|\tag{1}|\forall x|\footnotesize|\binom{5}{2}|\bar{x}|\begin{cases}|
-\bmod 7|\bullet|\bigcup|\boldsymbol{x}|\because|\bf 5|\rho|\right)|\rightarrow|\rangle|\rfloor|\rceil|\root|
-\nearrow|\newline|\ncong|\nsubseteq|$5\nless 3$|l \nparallel m""".replace("\n", "").split("|")
+TYPED = r"""3 \times 4|\frac{1}{2}|\boxed{5}|\beta|x \neq 3|x\neq3|x_1 \neq x_2|$x^{2} \neq 4$|x \ne 0|$a\ne b$|
+E = h\nu|$\nu = 5$|the frequency \nu is 5|$h\nu$|\nabla f|x \notin A|a \nmid b|\neg p|$\neg q$|a \not= b|
+\nleq 4 \times 2|\text{ cm}|\textbf{5}|\theta|\tan x|\tan(x)|\tan\theta|\tanh 2|\tau = 3|$\tau$|x \to 0|
+x\to y|A^\top|\tfrac{1}{2}|\tfrac12|\triangle ABC|\therefore x = 2|\tilde{x}|\tbinom{5}{2}|\tag{1}|
+\forall x|\footnotesize|\binom{5}{2}|\bar{x}|\begin{cases}|\bmod 7|\bullet|\bigcup|\boldsymbol{x}|\because|
+\bf 5|\rho|\right)|\rightarrow|\rangle|\rfloor|\rceil|\root|\nearrow|\newline|\ncong|\nsubseteq|$5\nless 3$|
+l \nparallel m""".replace("\n", "").split("|")
 
 # What a program writes, and what a person means by it.
-MEANT = r"""a\tb|\tindented|Step 1\nNext|x\nunder|\nu = 3|so\nu = 3\nand|$$\nu=\\frac{1}{2}$$|\\[\nu_{S}(t)|\ne^{x}|\ne(A, B)|
-\n(d) 3\ne) 4|in\nparallel.|is\nless than|the one\nexists|where\nor|\nis|\ne.g. 5|not\neg 3|name\tan apple|\to item|\n\to: 3|
-\tau revoir|int\tfrac_digits|a\text file|col\tag|x = 2\nu = 3|x = f(z)\nu = (v)|\r\nright|\u0009imes|\\times \\frac \\neq|
-we have $u = x$\nu = 3|\\\\times|c = 1\ne1 = 2|2\nnu|\\begin{array}{c}\ni \\\\ 2|on the left\nnot""".replace(
-    "\n", ""
-).split("|")
+MEANT = r"""a\tb|\tindented|Step 1\nNext|x\nunder|\nu = 3|so\nu = 3\nand|$$\nu=\\frac{1}{2}$$|\\[\nu_{S}(t)|\ne^{x}|
+\ne(A, B)|\n(d) 3\ne) 4|in\nparallel.|is\nless than|the one\nexists|where\nor|\nis|\ne.g. 5|not\neg 3|
+name\tan apple|\to item|\n\to: 3|\tau revoir|int\tfrac_digits|a\text file|col\tag|x = 2\nu = 3|
+x = f(z)\nu = (v)|\r\nright|\u0009imes|\\times \\frac \\neq|we have $u = x$\nu = 3|\\\\times|c = 1\ne1 = 2|
+2\nnu|\\begin{array}{c}\ni \\\\ 2|on the left\nnot""".replace("\n", "").split("|")
 
 
 @pytest.mark.parametrize("typed", TYPED)

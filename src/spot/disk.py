@@ -93,7 +93,7 @@ def open_lock(path: Path) -> IO[str]:
     with disk_errors(path):
         if path.is_symlink():
             raise UserError(f"{path}: a symbolic link where a lock belongs; delete it and run the same command again")
-        return open(path, "a", opener=opener)  # noqa: PTH123 (Path.open takes no opener)
+        return open(path, "a", opener=opener)
 
 
 def lock(file: IO[str], what: Path, mend: str) -> None:

@@ -20,18 +20,142 @@ _CONTROL = {
 
 # Commands whose rest is no word: a slip wherever they stand.
 _CERTAIN = frozenset(
-    """times textbf textit textrm texttt textsf textsc textup textnormal textstyle textcolor theta triangle
-    triangleq triangleleft triangleright trianglelefteq trianglerighteq tilde tbinom therefore thinspace thickspace
-    tiny thickapprox thicksim twoheadrightarrow
-    frac forall flat frown fbox footnotesize fcolorbox flushleft fallingdotseq
-    beta beth bar begin bf bfseries big bigl bigr bigm bigg biggl biggr binom bmod bmatrix boxed boldsymbol bold bot
-    bowtie breve bullet bumpeq because backslash backsim between bigcap bigcup bigcirc bigoplus bigotimes bigodot
-    bigsqcup biguplus bigvee bigwedge bigstar blacksquare boxplus boxtimes boxdot bra braket bm
-    right rightarrow rightarrowtail rightharpoonup rightleftharpoons rightleftarrows rightsquigarrow rho rangle rfloor
-    rceil rvert rbrace rbrack rgroup rmoustache restriction require renewcommand risingdotseq root rule raisebox rtimes
-    nabla natural nearrow nwarrow newcommand newline notin nolimits nonumber normalsize noindent nobreakspace
-    nolinebreak negthinspace nsubseteq nsupseteq ncong nleqslant ngeqslant nleftrightarrow nLeftarrow nRightarrow
-    nLeftrightarrow nVdash nvDash nVDash ntriangleleft ntrianglelefteq""".split()
+    [
+        "times",
+        "textbf",
+        "textit",
+        "textrm",
+        "texttt",
+        "textsf",
+        "textsc",
+        "textup",
+        "textnormal",
+        "textstyle",
+        "textcolor",
+        "theta",
+        "triangle",
+        "triangleq",
+        "triangleleft",
+        "triangleright",
+        "trianglelefteq",
+        "trianglerighteq",
+        "tilde",
+        "tbinom",
+        "therefore",
+        "thinspace",
+        "thickspace",
+        "tiny",
+        "thickapprox",
+        "thicksim",
+        "twoheadrightarrow",
+        "frac",
+        "forall",
+        "flat",
+        "frown",
+        "fbox",
+        "footnotesize",
+        "fcolorbox",
+        "flushleft",
+        "fallingdotseq",
+        "beta",
+        "beth",
+        "bar",
+        "begin",
+        "bf",
+        "bfseries",
+        "big",
+        "bigl",
+        "bigr",
+        "bigm",
+        "bigg",
+        "biggl",
+        "biggr",
+        "binom",
+        "bmod",
+        "bmatrix",
+        "boxed",
+        "boldsymbol",
+        "bold",
+        "bot",
+        "bowtie",
+        "breve",
+        "bullet",
+        "bumpeq",
+        "because",
+        "backslash",
+        "backsim",
+        "between",
+        "bigcap",
+        "bigcup",
+        "bigcirc",
+        "bigoplus",
+        "bigotimes",
+        "bigodot",
+        "bigsqcup",
+        "biguplus",
+        "bigvee",
+        "bigwedge",
+        "bigstar",
+        "blacksquare",
+        "boxplus",
+        "boxtimes",
+        "boxdot",
+        "bra",
+        "braket",
+        "bm",
+        "right",
+        "rightarrow",
+        "rightarrowtail",
+        "rightharpoonup",
+        "rightleftharpoons",
+        "rightleftarrows",
+        "rightsquigarrow",
+        "rho",
+        "rangle",
+        "rfloor",
+        "rceil",
+        "rvert",
+        "rbrace",
+        "rbrack",
+        "rgroup",
+        "rmoustache",
+        "restriction",
+        "require",
+        "renewcommand",
+        "risingdotseq",
+        "root",
+        "rule",
+        "raisebox",
+        "rtimes",
+        "nabla",
+        "natural",
+        "nearrow",
+        "nwarrow",
+        "newcommand",
+        "newline",
+        "notin",
+        "nolimits",
+        "nonumber",
+        "normalsize",
+        "noindent",
+        "nobreakspace",
+        "nolinebreak",
+        "negthinspace",
+        "nsubseteq",
+        "nsupseteq",
+        "ncong",
+        "nleqslant",
+        "ngeqslant",
+        "nleftrightarrow",
+        "nLeftarrow",
+        "nRightarrow",
+        "nLeftrightarrow",
+        "nVdash",
+        "nvDash",
+        "nVDash",
+        "ntriangleleft",
+        "ntrianglelefteq",
+    ]
 )
 
 # Commands whose rest may be a word or a name: what has to stand around it, on the same line of the text; `@` is its
@@ -40,8 +164,10 @@ _CERTAIN = frozenset(
 _LETTER = r"[A-Za-z\u0370-\u03ff](?![^\W_]|['.:)-])"
 _COMMAND = r"\\\\[A-Za-z]"
 _VALUE = rf" ?(?:{_COMMAND}|[-+]?\d+(?!\w| ?=)|{_LETTER})"
-_RELATIONS = """neq nmid nless ngtr nleq ngeq nsim nprec nsucc nparallel nsubset nsupset nrightarrow nleftarrow nvdash
-    nshortmid nshortparallel"""
+_RELATIONS = (
+    "neq nmid nless ngtr nleq ngeq nsim nprec nsucc "
+    "nparallel nsubset nsupset nrightarrow nleftarrow nvdash nshortmid nshortparallel"
+)
 _BY_CONTEXT = {
     **dict.fromkeys(_RELATIONS.split(), rf"[\w)}}\]$] ?@(?:{_VALUE}| [({{])"),
     "ne": rf"[\w)] ?@{_VALUE}",
@@ -66,8 +192,7 @@ _UNKNOWN = re.compile(r'\\(?:u(?![0-9A-Fa-f]{4})|[^"\\/bfnrtu])[A-Za-z]*')
 
 
 def slip(line: str) -> str | None:
-    r"""What is wrong with the JSON text `line`: the first escape in it that spells a command of LaTeX, and what to write
-    instead; `None` where there is none."""
+    r"""The first escape in the JSON text `line` that spells a command of LaTeX, with what to write instead."""
     for _, letter, rest in _slips(line):
         command, (_, what) = letter + rest, _CONTROL[letter]
         spared = rf" (where {what} is meant, put a space after \{letter})" if letter in "tn" else ""
