@@ -19,145 +19,20 @@ _CONTROL = {
 }
 
 # Commands whose rest is no word: a slip wherever they stand.
-_CERTAIN = frozenset(
-    [
-        "times",
-        "textbf",
-        "textit",
-        "textrm",
-        "texttt",
-        "textsf",
-        "textsc",
-        "textup",
-        "textnormal",
-        "textstyle",
-        "textcolor",
-        "theta",
-        "triangle",
-        "triangleq",
-        "triangleleft",
-        "triangleright",
-        "trianglelefteq",
-        "trianglerighteq",
-        "tilde",
-        "tbinom",
-        "therefore",
-        "thinspace",
-        "thickspace",
-        "tiny",
-        "thickapprox",
-        "thicksim",
-        "twoheadrightarrow",
-        "frac",
-        "forall",
-        "flat",
-        "frown",
-        "fbox",
-        "footnotesize",
-        "fcolorbox",
-        "flushleft",
-        "fallingdotseq",
-        "beta",
-        "beth",
-        "bar",
-        "begin",
-        "bf",
-        "bfseries",
-        "big",
-        "bigl",
-        "bigr",
-        "bigm",
-        "bigg",
-        "biggl",
-        "biggr",
-        "binom",
-        "bmod",
-        "bmatrix",
-        "boxed",
-        "boldsymbol",
-        "bold",
-        "bot",
-        "bowtie",
-        "breve",
-        "bullet",
-        "bumpeq",
-        "because",
-        "backslash",
-        "backsim",
-        "between",
-        "bigcap",
-        "bigcup",
-        "bigcirc",
-        "bigoplus",
-        "bigotimes",
-        "bigodot",
-        "bigsqcup",
-        "biguplus",
-        "bigvee",
-        "bigwedge",
-        "bigstar",
-        "blacksquare",
-        "boxplus",
-        "boxtimes",
-        "boxdot",
-        "bra",
-        "braket",
-        "bm",
-        "right",
-        "rightarrow",
-        "rightarrowtail",
-        "rightharpoonup",
-        "rightleftharpoons",
-        "rightleftarrows",
-        "rightsquigarrow",
-        "rho",
-        "rangle",
-        "rfloor",
-        "rceil",
-        "rvert",
-        "rbrace",
-        "rbrack",
-        "rgroup",
-        "rmoustache",
-        "restriction",
-        "require",
-        "renewcommand",
-        "risingdotseq",
-        "root",
-        "rule",
-        "raisebox",
-        "rtimes",
-        "nabla",
-        "natural",
-        "nearrow",
-        "nwarrow",
-        "newcommand",
-        "newline",
-        "notin",
-        "nolimits",
-        "nonumber",
-        "normalsize",
-        "noindent",
-        "nobreakspace",
-        "nolinebreak",
-        "negthinspace",
-        "nsubseteq",
-        "nsupseteq",
-        "ncong",
-        "nleqslant",
-        "ngeqslant",
-        "nleftrightarrow",
-        "nLeftarrow",
-        "nRightarrow",
-        "nLeftrightarrow",
-        "nVdash",
-        "nvDash",
-        "nVDash",
-        "ntriangleleft",
-        "ntrianglelefteq",
-    ]
-)
-
+_CERTAIN = """
+    times textbf textit textrm texttt textsf textsc textup textnormal textstyle textcolor theta triangle
+    triangleq triangleleft triangleright trianglelefteq trianglerighteq tilde tbinom therefore thinspace
+    thickspace tiny thickapprox thicksim twoheadrightarrow frac forall flat frown fbox footnotesize fcolorbox
+    flushleft fallingdotseq beta beth bar begin bf bfseries big bigl bigr bigm bigg biggl biggr binom bmod
+    bmatrix boxed boldsymbol bold bot bowtie breve bullet bumpeq because backslash backsim between bigcap bigcup
+    bigcirc bigoplus bigotimes bigodot bigsqcup biguplus bigvee bigwedge bigstar blacksquare boxplus boxtimes
+    boxdot bra braket bm right rightarrow rightarrowtail rightharpoonup rightleftharpoons rightleftarrows
+    rightsquigarrow rho rangle rfloor rceil rvert rbrace rbrack rgroup rmoustache restriction require
+    renewcommand risingdotseq root rule raisebox rtimes nabla natural nearrow nwarrow newcommand newline notin
+    nolimits nonumber normalsize noindent nobreakspace nolinebreak negthinspace nsubseteq nsupseteq ncong
+    nleqslant ngeqslant nleftrightarrow nLeftarrow nRightarrow nLeftrightarrow nVdash nvDash nVDash
+    ntriangleleft ntrianglelefteq
+"""
 # Commands whose rest may be a word or a name: what has to stand around it, on the same line of the text; `@` is its
 # place. A real backslash is two of them in JSON. A letter alone is a variable; with a hyphen or a bracket after it, it
 # is a word's or a list item's.
@@ -185,6 +60,7 @@ _BY_CONTEXT = {
 # Inside `$...$` or `\(...\)` on one line these are what they look like, too.
 _IN_FORMULA = frozenset(("nu", "neq", "not", "nleq", "ngeq", "tau", "to", "top", "tan"))
 
+_CERTAIN_COMMANDS = frozenset(_CERTAIN.split())
 _TOKEN = re.compile(r'\\(?:u[0-9A-Fa-f]{4}|.)|"', re.DOTALL)
 _LETTERS = re.compile(r"[A-Za-z]*")
 _REST = re.compile(r'(?:[^"\\]|\\(?!n(?!(?:u|eq|ot|abla|otin)(?![A-Za-z]))).)*', re.DOTALL)  # of the same line
@@ -235,7 +111,7 @@ def _slips(line: str) -> Iterator[tuple[int, str, str]]:
 
 def _is_slip(command: str, before: str, line: str, end: int) -> bool:
     """Whether an escape spells `command`, with `before` in front of it on its line and what follows from `end` on."""
-    if command in _CERTAIN:
+    if command in _CERTAIN_COMMANDS:
         return True
     if command not in _BY_CONTEXT:
         return False
