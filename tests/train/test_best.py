@@ -115,9 +115,7 @@ def test_a_killed_training_ends_with_the_same(every: int, kill_at: int, tmp_path
     told = [[{name for name in row if name.startswith("eval/")} for row in state.log_history] for state in states]
     assert told[0] == told[1]
     files = [(tmp_path / name / "m.jsonl").read_text().splitlines() for name in ("whole", "killed")]
-    rows = [
-        [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in file] for file in files
-    ]
+    rows = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in file] for file in files]
     assert rows[0] == rows[1]
 
 

@@ -69,11 +69,7 @@ def told(args: SpotConfig, state: TrainerState) -> str:
         return ""
     if state.best_global_step is None:
         return f"no step was ranked by {name}, so these are the last step's weights"
-    before = next(
-        (row[f"eval/{name}"] for row in state.log_history if row["step"] == 0 and f"eval/{name}" in row), None
-    )
-    worse = before is not None and not (
-        state.best_metric > before if args.greater_is_better else state.best_metric < before
-    )
+    before = next((row[f"eval/{name}"] for row in state.log_history if row["step"] == 0 and f"eval/{name}" in row), None)
+    worse = before is not None and not (state.best_metric > before if args.greater_is_better else state.best_metric < before)
     base = f"; before training it was {before:.4g}, so no step improved it" if worse else ""
     return f"best of all steps by {name}: step {state.best_global_step} ({state.best_metric:.4g}){base}"

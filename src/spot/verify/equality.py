@@ -51,9 +51,7 @@ def _in_the_letters_of(expected: Any, given: Any) -> Any:
         return given
 
     def change(expression: Any) -> Any:
-        symbols = {
-            one: sympy.Symbol(names[one.name], real=True) for one in expression.free_symbols if one.name in names
-        }
+        symbols = {one: sympy.Symbol(names[one.name], real=True) for one in expression.free_symbols if one.name in names}
         expression = expression.xreplace(symbols) if symbols else expression
         if any(node.func.__name__ in names for node in expression.atoms(AppliedUndef)):
             return expression.replace(
@@ -102,9 +100,7 @@ def _same(expected: Any, given: Any) -> bool:
         return _same_relation(expected, given)
     if isinstance(expected, sympy.Set | sympy.Tuple) or isinstance(given, sympy.Set | sympy.Tuple):
         return _same_collection(expected, given)
-    if isinstance(expected, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(
-        given, sympy.MatrixBase | sympy.MatrixExpr
-    ):
+    if isinstance(expected, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(given, sympy.MatrixBase | sympy.MatrixExpr):
         return _same_matrix(expected, given)
     return same_value(expected, given)
 
@@ -152,9 +148,7 @@ def _is_name(tree: Any) -> bool:
     if isinstance(tree, sympy.Mul):
         names = [one.name for one in tree.args if isinstance(one, sympy.Symbol)]
         letters = [name for name in names if name not in {"angle", "triangle", "measuredangle", "m"}]
-        return len(names) == len(tree.args) and all(
-            re.fullmatch(r"(?:math\{)?[A-Z]\}?(?:_.*)?", one) for one in letters
-        )
+        return len(names) == len(tree.args) and all(re.fullmatch(r"(?:math\{)?[A-Z]\}?(?:_.*)?", one) for one in letters)
     return isinstance(tree, sympy.Symbol | AppliedUndef | sympy.Tuple) and tree.is_number is not True
 
 
