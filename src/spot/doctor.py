@@ -69,7 +69,7 @@ def print_checks(console: "Console", found: list[Check]) -> None:
     style = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     table = Table(show_header=False, box=None, pad_edge=False)
     for check in found:
-        table.add_row(Text(check.status, style[check.status]), Text(check.name), Text(check.found))
+        table.add_row(Text(check.status, style[check.status]), check.name, check.found)
         if check.mend:
             table.add_row("", "", Text(f"-> {check.mend}", style="dim"))
     console.print(table)

@@ -11,6 +11,7 @@ from spot.config import EvaluateSection, ProblemsSection, parse_config
 from spot.errors import UserError
 from spot.evaluate.run import Exam, keep_questions
 from spot.models.local import LocalModel
+from spot.terminal import new_console
 from spot.train.measuring import StepMeasure, Student
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class EvaluateTasks(StepMeasure):
         self._settings = settings
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._batch_size = batch_size
-        self._console = console or Console(quiet=True)
+        self._console = console or new_console(quiet=True)
 
     def measure(self, student: Student) -> list[float]:
         """The accuracies, in the order of `names`. What was answered at this step before is not asked again."""

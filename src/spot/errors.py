@@ -1,9 +1,10 @@
 """The ways a command ends that is not success, each one line and an exit code."""
 
 import errno
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+
+from spot.terminal import say
 
 
 class UserError(Exception):
@@ -46,5 +47,5 @@ def plain_errors() -> Generator[None]:
 
 
 def _leave(kind: str, message: str, code: int) -> None:
-    sys.stderr.write(f"{kind}: {' '.join(message.split())}\n")
+    say(kind, message)
     raise SystemExit(code)

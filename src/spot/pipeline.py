@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
+from rich.text import Text
 
 from spot import __version__, stages
 from spot.config import NOT_IDENTITY, RunConfig, Stage
@@ -28,6 +29,7 @@ from spot.opening import Asking, open_ledger, open_model, open_oracle, open_veri
 from spot.rectify.run import objections
 from spot.schema import Attempt, Dropped, Pair, Problem, Rectification
 from spot.store import RunDirectory, read_dropped, read_rows, write_rows
+from spot.terminal import say
 from spot.verify.pool import SHARED
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ class Pipeline:
     def stage(self, name: Stage) -> None:
         """Run a stage unless it is complete."""
         if self.run.is_complete(name) and name != "report":
-            self.console.print(f"[green]✓[/green] {name:<9} [dim]already complete[/dim]", highlight=False)
+            self._done(name, "", "already complete")
             return
         work: dict[Stage, Callable[[], str]] = {
             "elicit": self.elicit,
@@ -158,7 +160,10 @@ class Pipeline:
         outcome = work[name]()
         seconds = time.monotonic() - started
         self.run.complete(name, seconds, peak_memory_bytes=peak_memory())
-        self.console.print(f"[green]✓[/green] {name:<9} {outcome} [dim]({seconds:.1f} s)[/dim]", highlight=False)
+        self._done(name, f"{outcome} ", f"({seconds:.1f} s)")
+
+    def _done(self, name: Stage, outcome: str, note: str) -> None:
+        self.console.print(Text.assemble(("✓", "green"), f" {name:<9} {outcome}", (note, "dim")))
 
     def problems(self) -> list[Problem]:
         """The run's questions, kept in its directory from the first stage on."""
@@ -338,7 +343,7 @@ class Pipeline:
         if (self.run / "pairs.jsonl").exists():
             pairs = read_rows(self.run / "pairs.jsonl", Pair)
             for note in filter(None, (overlap_note(task, tasks[task].problems, pairs) for task in tasks)):
-                sys.stderr.write(f"warning: {note}\n")
+                say("warning", note)
         trained = self._needs("model", "train")
         for side, weights in {"before": None, "after": trained}.items():
             # Both in process, so that nothing but the weights differs.

@@ -27,7 +27,7 @@ class Bar:
             self._progress.update(self._task, completed=done, total=total, note=note)
         elif time.monotonic() - self._last_line > LINE_EVERY:
             self._last_line = time.monotonic()
-            self._console.print(f"  {self._title}: {done}/{total}  {note}", highlight=False)
+            self._console.print(f"  {self._title}: {done}/{total}  {note}", markup=False, highlight=False)
 
     def reference(self, done: int, total: int) -> None:
         """Show how many pairs the reference has scored; when it has all, that the first step is next."""
@@ -35,7 +35,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(f"  {self._title}: {text}", highlight=False, soft_wrap=True)
+        self._console.print(f"  {self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -45,11 +45,11 @@ def bar(console: Console, title: str) -> Generator[Bar]:
         yield Bar(console, title, None, None)
         return
     columns = (
-        TextColumn("  {task.description:<10}"),
+        TextColumn("  {task.description:<10}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as progress:
         yield Bar(console, title, progress, progress.add_task(title, total=None, note=""))

@@ -20,12 +20,12 @@ from spot.cli.shared import (
     ProblemsFile,
     Rows,
     apart,
-    new_console,
     overridden,
     record,
     show_summary,
 )
 from spot.errors import StoppedEarly, UserError, plain_errors
+from spot.terminal import new_console
 
 app = typer.Typer(
     help="Surgical post-training: have a model's own errors corrected with minimal edits, and train on the pairs.",

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from spot.cli.shared import Output, new_console
+from spot.cli.shared import Output
 from spot.errors import UserError
+from spot.terminal import new_console
 
 lab = typer.Typer(help="The bundled student and its world.", no_args_is_help=True)
 

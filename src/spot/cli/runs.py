@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from spot.cli.shared import Overrides, new_console, overridden, show_summary
+from spot.cli.shared import Overrides, overridden, show_summary
 from spot.errors import UserError
+from spot.terminal import new_console
 
 runs = typer.Typer()
 
@@ -19,9 +20,10 @@ def ledger_command(
     """What was asked and spent, by stage, model and outcome."""
     from spot.account import export_ledger, print_ledger
 
-    print_ledger(run_dir, new_console())
+    console = new_console()
+    print_ledger(run_dir, console)
     if export is not None:
-        typer.echo(f"{export}: {export_ledger(run_dir, export)} requests")
+        console.print(f"{export}: {export_ledger(run_dir, export)} requests", soft_wrap=True)
 
 
 @runs.command("sets", epilog="Example: spot sets runs/first --sets rft,sft_plus --rows 1500")

@@ -40,13 +40,6 @@ AttemptsFile = Annotated[Path, typer.Option(help="Attempts, as spot elicit write
 Model = Annotated[str, typer.Option("--model", help="A model directory, a hub name, or lab.")]
 
 
-def new_console() -> Any:
-    """Where a command prints."""
-    from rich.console import Console
-
-    return Console()
-
-
 def show_summary(run_dir: Path, console: Any) -> None:
     """The run's summary, ending with where its report is; nothing where the report stage has not run."""
     from spot.report.summary import read_summary

@@ -17,6 +17,7 @@ from spot.errors import UserError
 from spot.hub import model_path
 from spot.progress import bar
 from spot.store import write_rows
+from spot.terminal import new_console
 from spot.train.adapter import make_lora
 from spot.train.config import SpotConfig
 from spot.train.rows import read_preferences
@@ -120,7 +121,7 @@ def main(argv: list[str], measuring: Measuring = lambda _, __: None) -> None:
     args.metrics_path = args.metrics_path or str(output_dir / "metrics.jsonl")
     args.disable_tqdm = True
     first = args.process_index == 0
-    console = Console(stderr=True, quiet=not first)
+    console = new_console(stderr=True, quiet=not first)
     evaluation = measuring(script, console)
     with bar(console, "train") as progress:
         scores = ""
@@ -223,7 +224,7 @@ def _nearest(name: str, prefix: str = "") -> str:
 
 
 def _report(result: TrainResult, output_dir: Path, args: SpotConfig) -> None:
-    console = Console()
+    console = new_console()
     left_out = ""
     if result.dropped:
         write_rows(output_dir / "dropped.jsonl", result.dropped)
