@@ -17,7 +17,6 @@ from spot.schema import Completion, Id, Prompt, Row
 from spot.store import numbered_rows, parsed_row
 from spot.train.tokenize import Preference
 
-
 COLUMNS = frozenset({"id", "prompt", "chosen", "rejected", "completion", "messages"})
 
 
