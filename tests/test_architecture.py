@@ -22,7 +22,8 @@ ALLOWED = {
     "hub": {"errors", "lab.student"},
     "plugin": {"errors"},
     "disk": {"errors"},
-    "store": {"disk", "errors", "escapes", "schema"},
+    "formats": {"errors"},
+    "store": {"disk", "errors", "escapes", "formats", "schema"},
     "config": {"errors", "escapes", "schema"},
     "models": {"chat", "errors", "hub", "schema", "store", "models"},
     "connect4": {"errors", "progress", "schema", "store", "connect4"},
@@ -34,6 +35,7 @@ ALLOWED = {
         "chat",
         "disk",
         "errors",
+        "formats",
         "hub",
         "plugin",
         "progress",
@@ -44,7 +46,8 @@ ALLOWED = {
         "train",
     },
     "evaluate": {
-        *("disk", "answer", "connect4", "errors", "escapes", "lab", "plugin", "schema", "store", "verify", "evaluate"),
+        *("disk", "answer", "connect4", "errors", "escapes", "formats", "lab", "plugin", "schema", "store", "verify"),
+        "evaluate",
     },
     "audit": {
         *("disk", "errors", "hub", "interrupt", "progress", "schema", "store", "config", "opening"),

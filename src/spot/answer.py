@@ -19,6 +19,7 @@ from spot.schema import (
     Counts,
     Dropped,
     FinishReason,
+    Id,
     Problem,
     Row,
     Sampling,
@@ -165,7 +166,7 @@ def _judged(
 class Answer(Row):
     """An answer that was given elsewhere, as `elicit.attempts` reads it; it is verified here like any other."""
 
-    problem_id: str
+    problem_id: Id
     response: str
     sample: int = 0
     model: str = "import"

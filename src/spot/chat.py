@@ -116,7 +116,8 @@ class Chat:
             text = self.render(messages, generate=True)
         except TemplateError as error:
             raise NotRendered(f"the chat template refuses its messages ({_one_line(error)})") from error
-        if messages[-1]["content"].strip() not in text:
+        lines = [line.strip() for line in messages[-1]["content"].splitlines() if line.strip()]
+        if not any(line in text for line in lines):
             raise NotRendered(f"the chat template leaves the {messages[-1]['role']} message's text out of the prompt")
         return text + self._around[0]
 

@@ -164,7 +164,7 @@ def _files(config: Mapping[str, Any]) -> Iterator[Check]:
     for key, path in named.items():
         if path in (None, "lab"):
             continue
-        if Path(path).is_file():
+        if Path(path).exists():
             yield Check(key, "ok", str(path))
         else:
             yield Check(key, "fail", f"{path}: no such file", f"write it, or set {key}=FILE")

@@ -5,10 +5,11 @@ names the file and the line (see `store.read_rows`). Ids are deterministic, so a
 it already has.
 """
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -17,12 +18,43 @@ class Row(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    columns: ClassVar[frozenset[str] | None] = None
+    """What is read of a table that has more columns; all of them where it is `None`."""
+
 
 class Message(Row):
     """One chat message."""
 
     role: Literal["system", "user", "assistant"]
     content: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nothing(cls, message: Any) -> Any:
+        # Tables give every message all keys of any: no tool calls are `tool_calls: null`, or an empty list.
+        if not isinstance(message, dict):
+            return message
+        keys = cast(dict[str, Any], message)
+        return {key: value for key, value in keys.items() if key in cls.model_fields or value not in (None, [], {}, "")}
+
+
+def _whole_number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _meta_from_text(value: Any) -> Any:
+    """A table has no column type for any JSON; there it is text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+# Many data sets number their rows; the text of a whole number is the same everywhere.
+Id = Annotated[str, BeforeValidator(_whole_number_as_text)]
+Meta = Annotated[dict[str, Any], BeforeValidator(_meta_from_text)]
 
 
 def _has_messages(text: str | list[Message]) -> str | list[Message]:
@@ -66,11 +98,11 @@ class Sampling(Row):
 class Problem(Row):
     """A question with a known answer. `meta` belongs to the data set (the lab keeps its family and steps there)."""
 
-    id: str = Field(min_length=1)
+    id: Id = Field(min_length=1)
     prompt: Prompt
     answer: str
     source: str | None = None
-    meta: dict[str, Any] = Field(default_factory=dict)
+    meta: Meta = Field(default_factory=dict)
 
 
 FinishReason = Literal["stop", "length", "error"]
@@ -80,8 +112,8 @@ Mode = Literal["rewrite", "patch", "continue", "import"]
 class Attempt(Row):
     """One answer of the student to one problem, judged. `id` is `{problem_id}#{sample}`."""
 
-    id: str
-    problem_id: str
+    id: Id
+    problem_id: Id
     sample: int
     response: str
     finish_reason: FinishReason
@@ -106,9 +138,9 @@ class Rectification(Row):
     `asked` is a hash of all that the Oracle was given: the wrong answer, and for a model its prompt and sampling too.
     """
 
-    id: str
-    attempt_id: str
-    problem_id: str
+    id: Id
+    attempt_id: Id
+    problem_id: Id
     oracle: str
     mode: Mode
     candidate: int
@@ -124,21 +156,21 @@ class Rectification(Row):
 class Pair(Row):
     """A training pair in TRL's preference format; conversational prompts carry conversational answers."""
 
-    id: str
-    problem_id: str
+    id: Id
+    problem_id: Id
     prompt: Prompt
     chosen: Completion
     rejected: Completion
     change_ratio: float
     oracle: str
-    meta: dict[str, Any] = Field(default_factory=dict)
+    meta: Meta = Field(default_factory=dict)
 
 
 class Dropped(Row):
     """Something that left the pipeline: what, where and why."""
 
     stage: str
-    id: str
+    id: Id
     reason: str
     detail: str = ""
 

@@ -5,7 +5,6 @@ appended is whole or absent: a torn last line, all that a kill or a full disk ca
 opened again (`Appender`).
 """
 
-import codecs
 import json
 import os
 import shutil
@@ -21,9 +20,11 @@ from pydantic import ValidationError
 from spot import escapes
 from spot.disk import disk_errors, lock, open_lock, write_atomic
 from spot.errors import UserError
-from spot.schema import Dropped, Row
+from spot.formats import MAX_LINE_BYTES, TABLES, Line, check_writable, lines_of, why_not_json
+from spot.schema import Dropped, Message, Row
 
-MAX_LINE_BYTES = 16 * 2**20
+__all__ = ["MAX_LINE_BYTES", "Appender", "RunDirectory", "numbered_rows", "read_dropped", "read_rows", "write_rows"]
+
 MAX_MESSAGE = 500
 
 RowType = TypeVar("RowType", bound=Row)
@@ -35,6 +36,7 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_writable(path)
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._is_new = not path.exists()
@@ -102,7 +104,7 @@ def read_rows(
     *,
     by_hand: bool = False,
 ) -> list[RowType]:
-    """Read rows of one kind from JSONL (or Parquet, by extension), ids unique.
+    """Read rows of one kind, ids unique, from any form that `spot.formats` knows, by the file's ending.
 
     With `on_bad_row="skip"` a bad row goes to `dropped`; otherwise the first one raises `UserError` naming file and
     line. In a file that a person may have written (`by_hand`) a row whose LaTeX lost a backslash is a bad one.
@@ -117,12 +119,14 @@ def numbered_rows(
     dropped: list[Dropped] | None = None,
     *,
     by_hand: bool = False,
+    unique: bool = True,
 ) -> list[tuple[int, RowType]]:
-    """`read_rows`, each with its line in the file (blank lines count), or its row in a table."""
+    """`read_rows`, each with its line in the file (blank lines count), or its row in a table; one id may stand there
+    several times unless `unique`."""
     rows: list[tuple[int, RowType]] = []
     seen: dict[str, int] = {}
     for number, row in _parsed(path, kind, on_bad_row, dropped, by_hand):
-        identity: str | None = getattr(row, "id", None)
+        identity: str | None = getattr(row, "id", None) if unique else None
         if identity is not None and identity in seen:
             problem = f"{path}:{number}: id {identity!r} was already used in line {seen[identity]}; ids must be unique"
             _bad_row(problem, f"line {number}", on_bad_row, dropped)
@@ -136,82 +140,51 @@ def numbered_rows(
 def _parsed(
     path: Path, kind: type[RowType], on_bad_row: OnBadRow, dropped: list[Dropped] | None, by_hand: bool
 ) -> Iterator[tuple[int, RowType]]:
-    if not path.is_file():
-        raise UserError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    is_table = path.suffix == ".parquet"
-    source = _parquet_lines(path) if is_table else _jsonl_lines(path)
-    for number, raw in source:
-        line = ""
-        try:
-            line = _decoded(raw)
-            if by_hand and not is_table and (lost := escapes.slip(line)):
-                raise ValueError(lost)
-            row = kind.model_validate_json(line)
-        except (ValueError, ValidationError) as error:
-            _bad_row(f"{path}:{number}: {_one_line(error, kind, line)}", f"line {number}", on_bad_row, dropped)
+    # Only JSON has escapes that a person can get wrong.
+    typed = by_hand and not path.is_dir() and not _is_csv(path) and path.suffix not in TABLES
+    for number, line in lines_of(path, kind.columns):
+        lost = escapes.slip(line) if typed and isinstance(line, str) else None
+        row = lost or parsed_row(line, kind, strict=not _is_csv(path))
+        if isinstance(row, str):
+            _bad_row(f"{path}:{number}: {row}", f"line {number}", on_bad_row, dropped)
         else:
             yield number, row
 
 
-def _jsonl_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Numbered lines; `None` stands for a line that is too long to be held."""
+def _is_csv(path: Path) -> bool:
+    # A number in CSV is text, too.
+    return any(suffix in (".csv", ".tsv") for suffix in path.suffixes[-2:])
+
+
+def parsed_row(line: Line, kind: type[RowType], *, strict: bool = True) -> RowType | str:
+    """A row of `kind`, or in one line why `line` is none."""
+    if isinstance(line, ValueError):
+        return str(line)
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    with file:
-        number = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(raw) > MAX_LINE_BYTES:
-                while raw and not raw.endswith(b"\n"):
-                    raw = file.readline(MAX_LINE_BYTES)
-                yield number, None
-            elif raw.strip():
-                yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+        return kind.model_validate_json(line, strict=strict)
+    except ValidationError as error:
+        return _one_line(error, kind, line)
 
 
-def _parquet_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{path}: reading Parquet needs pyarrow; install it with: pip install pyarrow") from None
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
-    for number, row in enumerate(rows, start=1):
-        if isinstance(row.get("meta"), str):
-            row["meta"] = json.loads(row["meta"])
-        yield number, json.dumps({key: value for key, value in row.items() if value is not None}).encode()
-
-
-def _decoded(raw: bytes | None) -> str:
-    if raw is None:
-        raise ValueError(f"the line is longer than {MAX_LINE_BYTES >> 20} MiB; split the file or drop the row")
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line); convert the file to UTF-8") from None
-
-
-def _one_line(error: Exception, kind: type[Row], line: str) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
+def _one_line(error: ValidationError, kind: type[Row], line: str) -> str:
     errors = error.errors(include_url=False)
     # Where a field may be text or messages, each is tried; what got furthest knows what is wrong.
     first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
-    where = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[Message]"))
+    if first["type"] == "json_invalid":
+        # Without the place that it names, which is counted within this line of the file.
+        why = first["msg"].removeprefix("Invalid JSON: ").partition(" at line")[0]
+        if lost := escapes.unknown(line):
+            return rf"not a JSON object ({why}); write \{lost}, with two backslashes, for {lost}"
+        return why_not_json(line, why)
+    names = [str(part) for part in first["loc"] if part not in ("str", "list[Message]")]
+    where = ".".join(names)
     extra = "put extra data under 'meta'; " if "meta" in kind.model_fields else ""
-    lost = escapes.unknown(line) if first["type"] == "json_invalid" else None
-    fix = rf"write \{lost}, with two backslashes, for {lost}" if lost else "fix the line, or delete it"
+    known = f"{extra}known here: {', '.join(kind.model_fields)}"
+    if len(names) > 1:
+        known = f"a message has {' and '.join(Message.model_fields)}; take {names[-1]!r} out"
     return {
         "missing": f"the field {where!r} is missing",
-        "extra_forbidden": f"unknown field {where!r}; {extra}known here: {', '.join(kind.model_fields)}",
-        # Without the place that it names, which is counted within this line of the file.
-        "json_invalid": f"not a JSON object ({first['msg'].removeprefix('Invalid JSON: ').partition(' at line')[0]}); "
-        f"{fix}",
+        "extra_forbidden": f"unknown field {where!r}; {known}",
     }.get(first["type"], f"field {where!r}: {first['msg'][0].lower()}{first['msg'][1:]}" if where else first["msg"])
 
 
@@ -229,6 +202,7 @@ def json_line(row: Row) -> bytes:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a whole file of rows at once, atomically; Parquet by extension, JSONL otherwise."""
+    check_writable(path)
     if path.suffix != ".parquet":
         write_atomic(path, b"".join(map(json_line, rows)))
         return

@@ -73,7 +73,7 @@ def test_a_name_on_the_hub_is_read_by_datasets(hub: Callable[[Any], list[Any]]) 
             ConnectionError("no\nnetwork"),
             r"^o/d: no such file, and not read from the hub \(ConnectionError: no network\)",
         ),
-        ([{"chosen": "b", "rejected": "c"}], r"^o/d, row 1: column 'prompt': field required$"),
+        ([{"chosen": "b", "rejected": "c"}], r"^o/d, row 1: the field 'prompt' is missing; call the"),
         ([], r"^o/d: no rows"),
     ],
 )

@@ -204,3 +204,22 @@ def test_it_says_what_is_slower_than_it_could_be(monkeypatch: pytest.MonkeyPatch
         "attention takes two calls a pair, which is slower but as exact: that kernel is for bf16"
     ]
     assert plain.not_varlen == "prefixes are not shared" and len(notices(plain, plain.args)) == 1
+
+
+def test_rows_are_read_from_a_path_or_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    rows = [{"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} for row in make_pairs(4)]
+    path.write_text(json.dumps(rows))
+    expected = SpotTrainer(make_model(), config(tmp_path), rows, processing_class=make_tokenizer()).pairs
+    pandas = pytest.importorskip("pandas")
+    for form in (str(path), path, pandas.DataFrame(rows)):
+        made = SpotTrainer(make_model(), config(tmp_path), form, form, processing_class=make_tokenizer())
+        assert made.pairs == expected * 2 and made.num_train == 4
+
+
+def test_an_end_at_which_generation_does_not_stop_is_said(tmp_path: Path) -> None:
+    model, tokenizer = make_model(), make_tokenizer()
+    model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(["<|endoftext|>"])
+    made = SpotTrainer(model, config(tmp_path), make_pairs(4), processing_class=tokenizer)
+    [told] = notices(made, made.args)
+    assert "answers end with the token '<|im_end|>'" in told and "add it there" in told

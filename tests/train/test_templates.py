@@ -5,7 +5,9 @@ in which they cut text before merging (newlines together, digits by one or by th
 border between prompt and answer goes wrong here too.
 """
 
+import re
 from collections.abc import Sequence
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from spot.chat import Chat
 from spot.errors import UserError
 from spot.schema import Message, Pair
 from spot.train.tokenize import TokenizedPair, end_of_turn_id, tokenize_pairs
@@ -199,3 +202,69 @@ def test_thoughts_in_an_answer_are_kept_where_the_template_would_rewrite_them() 
     tokenizer = qwen3()
     ids = tokenized(tokenizer, pair(chosen="It is 5.</think>\n\nHi!"))
     assert pieces(tokenizer, list(ids.chosen_ids)) == [*RIGHT, "</think>", "\n\n", "Hi", "!", "<|im_end|>"]
+
+
+# What a real template writes around an answer, with the tokens that the real model stops at.
+OTHERS = {
+    "cohere2": (["<|END_OF_TURN_TOKEN|>"], "", "", "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"),
+    "gemma": (["<end_of_turn>"], "", "", "<end_of_turn>"),
+    "gemma4": (["<turn|>"], "", "", "<turn|>"),
+    "glm4moe": (["<|endoftext|>", "<|user|>", "<|observation|>"], "", "\n", "<|user|>"),
+    "gptoss": (["<|return|>", "<|call|>"], "<|channel|>final<|message|>", "", "<|return|>"),
+    "lfm2": (["<|im_end|>"], "", "", "<|im_end|>"),
+    "llama3_2": (["<|eot_id|>"], "", "", "<|eot_id|>"),
+    "muse_glimmer": (["<|eot|>"], " to=user<|message|>", "", "<|eot|>"),
+    "nemotron_3_nano": (["<|im_end|>"], "", "", "<|im_end|>"),
+    "phi3": (["<|end|>", "<|endoftext|>"], "", "", "<|end|>"),
+    "qwen3_8": (["<|im_end|>"], "", "", "<|im_end|>"),
+}
+REFUSED = {
+    "deepseek_r1_distill": "opens an answer with",
+    "idefics3": "leaves the question out",
+    "llava_next": "refuses its messages",
+    "smolvlm": "leaves the question out",
+}
+MARK = re.compile(r"<[|｜][^<>\s'\"|｜]+[|｜]>|<\|[a-z]+>|<[a-z]+\|>|<(?:start|end)_of_turn>|<end_of_utterance>")
+
+
+def other(name: str, stops: Sequence[str]) -> Chat:
+    """A tokenizer that knows the marks in the template `name`, and the template as the model with `stops` reads it."""
+    source = template(name)
+    marks = sorted({*MARK.findall(source), *stops, "<s>"})
+    tokenizer = make_tokenizer(marks, ("<think>", "</think>"), r"\p{N}", NEWLINES, source)
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", marks[0]
+    ids: Any = tokenizer.convert_tokens_to_ids(list(stops))
+    return Chat(tokenizer, date(2024, 2, 29), stop_ids=frozenset(ids))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_are_trained_on_what_their_templates_render(name: str) -> None:
+    stops, opening, space, closing = OTHERS[name]
+    chat = other(name, stops)
+    assert (chat.turn.opening, chat.turn.space, chat.turn.closing) == (opening, space, closing)
+    assert chat.stops()
+    for prompt in ([TURNS[0]], [TURNS[0], Message(role="assistant", content="Hi!"), TURNS[2]]):
+        [ids], _ = tokenize_pairs([pair(prompt=prompt)], chat.tokenizer, 8192, chat)
+        dicts = [message.model_dump() for message in prompt]
+        assert list(ids.prompt_ids) == chat.tokenizer(chat.prompt(dicts), add_special_tokens=False)["input_ids"]
+        whole = chat.render([*dicts, {"role": "assistant", "content": "It is 5."}], generate=False)
+        whole += closing if chat.turn.borrowed else ""
+        expected: Any = chat.tokenizer(whole, add_special_tokens=False)["input_ids"]
+        ours = [*ids.prompt_ids, *ids.chosen_ids]
+        assert ours == expected[: len(ours)]
+        # Whatever follows the end is nothing that is sampled.
+        assert ids.chosen_ids[-1] in (chat.stop_ids or ()) and not set(ids.chosen_ids[:-1]) & set(chat.stop_ids or ())
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_families_that_cannot_be_rendered_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=REFUSED[name]):
+        _ = other(name, []).turn
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("gptoss", "Current date: 2024-02-29"), ("llama3_2", "Today Date: 29 Feb 2024")]
+)
+def test_families_that_print_the_date_print_the_day_of_the_run(name: str, told: str) -> None:
+    chat = other(name, OTHERS[name][0])
+    assert told in chat.prompt([{"role": "user", "content": "Hello"}])

@@ -116,3 +116,11 @@ def test_a_prompt_that_the_template_refuses_is_named(pairs: list[Pair]) -> None:
     pairs[1] = pairs[1].model_copy(update={"prompt": [Message(role="system", content="Be brief.")]})
     with pytest.raises(UserError, match=r"pair 'pair-1': the chat template refuses its messages \(no system\)"):
         tokenize_pairs(pairs, picky, 512)
+
+
+@pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])
+def test_half_of_a_surrogate_pair_is_named(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair], field: str) -> None:
+    pairs[1] = pairs[1].model_copy(update={field: "5\ud83d"})
+    with pytest.raises(UserError, match=rf"'pair-1': {field} holds half of a surrogate pair \(\\ud83d\)") as caught:
+        tokenize_pairs(pairs, tokenizer, 512)
+    str(caught.value).encode()

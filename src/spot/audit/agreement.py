@@ -19,7 +19,7 @@ from spot.audit.question import KINDS, RIGHT
 from spot.audit.summary import Agreement, Estimate
 from spot.errors import UserError
 from spot.evaluate.statistics import interval
-from spot.schema import Prompt, Row
+from spot.schema import Id, Prompt, Row
 from spot.store import read_rows
 
 EXAMPLES = 5
@@ -43,7 +43,7 @@ class LabelledStep(Row):
 class LabelledAnswer(Row):
     """A labelled row: `steps` of an answer to `prompt`, whose known answer is `answer`; `other` is a second one's."""
 
-    id: str = Field(min_length=1)
+    id: Id = Field(min_length=1)
     prompt: Prompt
     answer: str
     steps: list[LabelledStep] = Field(min_length=1)

@@ -35,7 +35,9 @@ Output = Annotated[
 Rows = Annotated[
     Path, typer.Option("--output", help="The file to write, a row as soon as it comes: JSONL.", callback=_no_directory)
 ]
-ProblemsFile = Annotated[Path, typer.Option(help="Problems: rows of id, prompt, answer.")]
+ProblemsFile = Annotated[
+    Path, typer.Option(help="Problems: rows of id, prompt, answer (JSONL, JSON, CSV, .gz, Parquet).")
+]
 AttemptsFile = Annotated[Path, typer.Option(help="Attempts, as spot elicit writes them.")]
 Model = Annotated[str, typer.Option("--model", help="A model directory, a hub name, or lab.")]
 

@@ -10,6 +10,7 @@ from typing import Any
 from spot.errors import UserError
 from spot.evaluate.source import Data
 from spot.evaluate.task import Group, Task
+from spot.formats import PACKED, is_rows_file
 from spot.plugin import load_function, own_code
 from spot.schema import Dropped, Problem
 from spot.store import OnBadRow, read_rows
@@ -35,7 +36,6 @@ LAB: dict[str, Group] = {"in_domain": "in_domain", "ood": "ood", "instructions":
 LAB_TUNE: dict[str, str] = {f"{family}_tune": family for family in LAB}
 """The same families asked for choosing settings and checkpoints: questions that are neither trained nor reported on."""
 LAB_QUESTIONS = 400
-FILES = (".jsonl", ".parquet")
 
 
 def benchmark(name: str) -> Task:
@@ -66,7 +66,7 @@ def find_tasks(
             tasks.append(benchmark(name))
         elif name in LAB or name in LAB_TUNE:
             tasks.append(_lab(name, world, lab_seed, lab_questions or LAB_QUESTIONS))
-        elif Path(name).suffix in FILES:
+        elif is_rows_file(name):
             tasks.append(_file(Path(name), on_bad_row, dropped))
         elif ":" in name:
             tasks.append(_own(name))
@@ -83,8 +83,8 @@ def _unknown(name: str) -> UserError:
     near = difflib.get_close_matches(name.lower().replace("-", ""), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(
-        f"unknown task {name!r}: {hint}known are {', '.join(known)}, a .jsonl or .parquet of problems, and your own "
-        "module:function"
+        f"unknown task {name!r}: {hint}known are {', '.join(known)}, a file of problems (.jsonl, .parquet, ...), and "
+        "your own module:function"
     )
 
 
@@ -108,7 +108,8 @@ def _file(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> Ta
             raise UserError(f"{path}: no problems")
         return rows
 
-    return Task(path.stem, path.stem, "other", None, build, "{question}", verifier="", repeats=1)
+    name = (path.with_suffix("") if path.suffix in PACKED else path).stem
+    return Task(name, name, "other", None, build, "{question}", verifier="", repeats=1)
 
 
 def _own(name: str) -> Task:

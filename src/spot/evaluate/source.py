@@ -1,6 +1,5 @@
 """Where a benchmark's rows come from: the hub, its revision pinned, or a file of the user's with the same rows."""
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spot.errors import UserError
+from spot.formats import Line, lines_of
 from spot.plugin import described
 
 
@@ -92,57 +92,22 @@ class Source:
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL, JSON, CSV or Parquet file. Raises `UserError` naming file and line."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        rows = _READERS.get(path.suffix, _jsonl)(path)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8") from None
+    """Rows of a file in any form that `spot.formats` knows. Raises `UserError` naming file and line."""
+    rows: list[dict[str, Any]] = []
+    for number, line in lines_of(path):
+        try:
+            row = json.loads(_text(line))
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: {error if isinstance(line, ValueError) else 'not JSON'}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: not a JSON object")
+        rows.append(row)
     if not rows:
         raise UserError(f"{path}: no rows")
     return rows
 
 
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise UserError(f"{path}:{number}: not JSON") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: not a JSON object")
-        rows.append(row)
-    return rows
-
-
-def _json(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path}: not a list of JSON objects")
-    return rows
-
-
-def _csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return [dict(row) for row in csv.DictReader(file)]
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    if find_spec("pyarrow") is None:
-        raise UserError(f"{path}: reading Parquet needs pyarrow; install it with: pip install pyarrow")
-    from pyarrow import ArrowException, parquet
-
-    try:
-        return parquet.read_table(path).to_pylist()
-    except (ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
-
-
-_READERS = {".json": _json, ".csv": _csv, ".parquet": _parquet}
+def _text(line: Line) -> str:
+    if isinstance(line, ValueError):
+        raise line
+    return line

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from spot.errors import UserError
 from spot.rectify.base import Correction, Failure
-from spot.schema import Attempt, Dropped, Mode, Row
+from spot.schema import Attempt, Dropped, Id, Mode, Row
 from spot.store import OnBadRow, read_rows
 
 
@@ -20,8 +20,8 @@ class ImportedCorrection(Row):
     A row of `attempts.jsonl` whose response was corrected by hand is one too: its `id` is the attempt's.
     """
 
-    attempt_id: str | None = None
-    problem_id: str | None = None
+    attempt_id: Id | None = None
+    problem_id: Id | None = None
     response: str
     meta: dict[str, Any] = Field(default_factory=dict)
 

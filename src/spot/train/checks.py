@@ -1,7 +1,6 @@
 """What must hold before training starts, each refusal one line."""
 
 import math
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -13,12 +12,12 @@ from spot.train.config import SpotConfig
 from spot.train.logps import TOLERANCE, accepts_batches, head_difference, training_difference
 from spot.train.objective import CHOSEN_ONLY
 from spot.train.rows import as_preferences
-from spot.train.tokenize import Preference, TokenizedPair, tokenize_pairs
+from spot.train.tokenize import TokenizedPair, tokenize_pairs
 
 
 def tokenized(
     name: str,
-    rows: Iterable[Preference | Mapping[str, Any]],
+    rows: Any,
     chat: Chat,
     args: SpotConfig,
 ) -> tuple[list[TokenizedPair], list[Dropped]]:

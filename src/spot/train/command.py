@@ -52,7 +52,8 @@ class ScriptArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "JSONL or Parquet with prompt, chosen, rejected (or prompt, completion: the sft family). Required."
+            "help": "Rows of prompt, chosen, rejected (or prompt, completion: the sft family): JSON lines or an array, "
+            "CSV, each also .gz, Parquet, Arrow, a folder that datasets saved, or a name on the hub. Required."
         },
     )
     eval_dataset_name: str | None = field(

@@ -1,6 +1,6 @@
 """A student made ready to be trained: refused where it cannot be, and set to score packed rows as fast as it can."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from spot.train.config import SpotConfig
 from spot.train.liger import check_liger
 from spot.train.logps import attention_heads, share_prefixes
 from spot.train.reference import reference_day
-from spot.train.tokenize import Preference, TokenizedPair
+from spot.train.tokenize import TokenizedPair
 from spot.train.weights import disable_dropout, load_student
 
-Rows = Iterable[Preference | Mapping[str, Any]]
+Rows = Iterable[Any] | Path | str
+"""`Preference`s or mappings; a data set, data frame or table of them; or where a file of them is."""
 
 
 def check_student(student: PreTrainedModel | str, args: SpotConfig) -> None:
@@ -37,7 +38,7 @@ def read_pairs(
 ) -> tuple[list[TokenizedPair], int, list[Dropped]]:
     """Pairs to train on with those to evaluate on behind them, how many the former are, and those that are too long."""
     pairs, dropped = tokenized("train_dataset", train, chat, args)
-    held_out_pairs, held_out_dropped = tokenized("eval_dataset", held_out or [], chat, args)
+    held_out_pairs, held_out_dropped = tokenized("eval_dataset", [] if held_out is None else held_out, chat, args)
     check_pairs(len(pairs), pairs + held_out_pairs, args)
     return pairs + held_out_pairs, len(pairs), dropped + held_out_dropped
 

@@ -3,7 +3,7 @@
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from spot.schema import Dropped
 from spot.train import best
 from spot.train.checkpoints import last_complete_checkpoint, saving
 from spot.train.config import SpotConfig
-from spot.train.tokenize import Preference
+from spot.train.ready import Rows
 from spot.train.trainer import SpotTrainer
 from spot.train.upload import upload
 
@@ -54,13 +54,13 @@ class TrainResult:
 
 
 def fit(
-    pairs: Iterable[Preference | Mapping[str, Any]],
+    pairs: Rows,
     student: str | Path,
     output_dir: Path,
     args: SpotConfig,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
-    eval_pairs: Iterable[Preference | Mapping[str, Any]] | None = None,
+    eval_pairs: Rows | None = None,
     peft_config: Any = None,
     callbacks: Sequence[TrainerCallback] | None = None,
     reference_progress: ReferenceProgress | None = None,

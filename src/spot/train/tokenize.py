@@ -149,8 +149,11 @@ def _tokenize(rows: list[Preference], chat: Chat) -> Iterator[TokenizedPair]:
 
 
 def _prompt(row: Preference, chat: Chat) -> str:
+    messages = as_dicts(as_messages(row.prompt))
+    for message in messages:
+        _check_text(row.id, "prompt", message["content"])
     try:
-        return chat.answered_prompt(as_dicts(as_messages(row.prompt)))
+        return chat.answered_prompt(messages)
     except NotRendered as error:
         raise UserError(f"pair {row.id!r}: {error}") from error
 
@@ -161,7 +164,16 @@ def _answer(row: str, side: str, answer: Prompt) -> str:
     text = text_of(answer)
     if not text.strip():
         raise UserError(f"pair {row!r}: {side} is empty; remove the row")
+    _check_text(row, side, text)
     return text
+
+
+def _check_text(row: str, field: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"half of a surrogate pair (\\u{ord(text[error.start]):x})"
+        raise UserError(f"pair {row!r}: {field} holds {half}, which is no text; replace or delete it") from None
 
 
 def _completion(row: str, side: str, prompt: list[int], whole: list[int], chat: Chat) -> "array[int]":

@@ -7,7 +7,7 @@ the whole step and takes its share, so that all make equally many module calls.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,7 +38,7 @@ from spot.train.logps import Scorer, accept_batches
 from spot.train.measuring import StepMeasure, Student, answering, check_whole, kept_random, student_name
 from spot.train.metrics import StepMeans, step_metrics
 from spot.train.ranks import Ranks, check_sharding, ranks_of, whole_weights
-from spot.train.ready import begun_on, check_student, loaded, read_pairs, set_scoring
+from spot.train.ready import Rows, begun_on, check_student, loaded, read_pairs, set_scoring
 from spot.train.reference import (
     Reference,
     compute_reference,
@@ -50,7 +50,6 @@ from spot.train.reference import (
 )
 from spot.train.sampler import StepSampler, in_steps
 from spot.train.step import StepResult, mean_chosen_tokens, run_step
-from spot.train.tokenize import Preference
 from spot.train.upload import upload
 from spot.train.weights import freeze_precision, load_tokenizer, save_in_source_form, take_master_weights
 
@@ -61,8 +60,9 @@ class SpotTrainer(Trainer):
     """Train a causal language model on surgical pairs.
 
     `model` is a directory, a hub name, `lab` or a loaded model (turned to fp32 in place, and of no other use after);
-    `train_dataset` are rows in TRL's preference format with explicit prompts, or of prompt and completion where the
-    objective sees no rejected answers; `eval_dataset` too. With `peft_config` a new adapter is trained, and under
+    `train_dataset` are rows in TRL's preference format, or of prompt and completion where the objective sees no
+    rejected answers, in any form that `as_preferences` reads (a path, too); `eval_dataset` too. With `peft_config` a
+    new adapter is trained, and under
     `bf16` the weights below it keep their own precision. The reference is the model as it is given, without an adapter.
     `reference_progress`, where it is set, is called with how many pairs the reference has scored, of how many.
     A callback that is a `StepMeasure` measures the student on the way; losses and weights are those without it.
@@ -77,8 +77,8 @@ class SpotTrainer(Trainer):
         self,
         model: str | Path | PreTrainedModel,
         args: SpotConfig,
-        train_dataset: Iterable[Preference | Mapping[str, Any]],
-        eval_dataset: Iterable[Preference | Mapping[str, Any]] | None = None,
+        train_dataset: Rows,
+        eval_dataset: Rows | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
