@@ -13,11 +13,21 @@ from spot.verify.worker import Judgement
 
 _MEMBER = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*(?:\\in(?![A-Za-z])|=)\s*(?=\\?\{|\(|\\left)")
 
+_CONDITION = re.compile(
+    r"(.*[^\s,(;])\s*(?:[,;]|\(|\\q?quad|\\text\s*\{[ ,(]*(?:where|for|with)?[^{}]*\})\s*(?:\\q?quad|\\[,;: ])*\s*([a-z])\s*\\in\s*"
+    r"(?:\\mathbb\s*\{?\s*([ZN])\s*\}?|\\(?:mathbf|mathrm|Bbb)\s*\{?\s*([ZN])\s*\}?)\s*\)?\s*\.?\$?",
+    re.DOTALL,
+)
 _BETWEEN = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*\\in\s*(?:\\left)?\s*[(\[\]]")
 
 
 def compare(gold: str, answer: str) -> Judgement:
     """Compare an answer with the known one, both LaTeX or plain notation."""
+    (gold, known_set), (answer, given_set) = _without_condition(gold), _without_condition(answer)
+    if known_set is not None and given_set is not None:
+        if known_set[1] != given_set[1]:
+            return Judgement(False)
+        answer = re.sub(rf"(?<![A-Za-z\\]){given_set[0]}(?![A-Za-z])", known_set[0], answer)
     if len(notation.items(notation.plain(gold))) > 1 and not re.search(r",\s", answer):
         answer = notation.spaced(answer, lists=True)
     known = quantity(gold)
@@ -33,6 +43,12 @@ def compare(gold: str, answer: str) -> Judgement:
         return _equal_in_any(pairs, gold, answer)
     except Exception as error:
         return Judgement(None, f"comparison failed: {type(error).__name__}")
+
+
+def _without_condition(text: str) -> tuple[str, tuple[str, str] | None]:
+    r"""`x = k\pi` and `("k", "Z")` of `x = k\pi, k \in \mathbb{Z}`."""
+    match = _CONDITION.fullmatch(text)
+    return (match[1], (match[2], match[3] or match[4])) if match else (text, None)
 
 
 def _in_one_unit(known: Quantity, given: Quantity) -> list[tuple[str, str]]:

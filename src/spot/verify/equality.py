@@ -24,6 +24,8 @@ from spot.verify.latex import DERIVATIVE
 DECIMAL_PLACES = 6
 _NUM_POINTS = 6
 _MAX_DIGITS = 20_000
+_MAX_POWER = 2_000
+"""Powers beyond are not worked out to the last digit."""
 _PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 _OPERATORS = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.Derivative, sympy.Subs)
 _INVERSE = (sympy.log, sympy.asin, sympy.acos, sympy.acosh, sympy.atanh)
@@ -88,6 +90,7 @@ def _key(name: str) -> tuple[str, str]:
 
 
 def _same(expected: Any, given: Any) -> bool:
+    expected, given = _as_set(expected, given), _as_set(given, expected)
     if _is_equation(given) and not _is_relation(expected):
         given = value_of(given)
     elif _is_equation(expected) and not _is_relation(given):
@@ -103,6 +106,12 @@ def _same(expected: Any, given: Any) -> bool:
     if isinstance(expected, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(given, sympy.MatrixBase | sympy.MatrixExpr):
         return _same_matrix(expected, given)
     return same_value(expected, given)
+
+
+def _as_set(tree: Any, other: Any) -> Any:
+    """The set of a membership, where the other is an inequality."""
+    member = isinstance(tree, sympy.Eq) and isinstance(tree.rhs, sympy.Set) and isinstance(tree.lhs, sympy.Symbol)
+    return tree.rhs if member and _is_relation(other) and not _is_equation(other) else tree
 
 
 def _is_relation(tree: Any) -> bool:
@@ -227,6 +236,9 @@ def _same_collection(expected: Any, given: Any) -> bool:
     expected, given = _as_pair(expected, given), _as_pair(given, expected)
     known, said = _members(expected), _members(given)
     if known is not None and said is not None:
+        if _all_named(known) != _all_named(said) and isinstance(given if _all_named(known) else expected, sympy.Tuple):
+            known, said = (sorted(one, key=_name_of) if _all_named(one) else one for one in (known, said))
+            return len(known) == len(said) and all(map(_same, known, said))
         if isinstance(expected, sympy.Tuple):
             return len(known) == len(said) and all(map(_same, known, said))
         return _all_found(known, said) and _all_found(said, known, turned=True)
@@ -253,6 +265,16 @@ def _members(tree: Any) -> list[Any] | None:
     if isinstance(tree, sympy.Set):
         return None
     return [tree]
+
+
+def _all_named(members: list[Any]) -> bool:
+    """Whether each of several members gives its own name a value: `x = 3, y = 4`."""
+    names = [one.lhs for one in members if isinstance(one, sympy.Eq) and isinstance(one.lhs, sympy.Symbol)]
+    return len(members) == len(names) == len(set(names)) > 1
+
+
+def _name_of(equation: Any) -> str:
+    return equation.lhs.name
 
 
 def _all_found(wanted: list[Any], members: list[Any], turned: bool = False) -> bool:
@@ -354,6 +376,7 @@ def _same_function(known: Any, said: Any) -> bool:
     names = sorted({one.name for one in difference.free_symbols if not isinstance(one, sympy.Dummy)})
     unnamed = [one for one in difference.free_symbols if isinstance(one, sympy.Dummy)]
     limits = [*_limits(known), *_limits(said)]
+    huge = any(node.exp.is_Integer and abs(node.exp) > _MAX_POWER for node in difference.atoms(sympy.Pow))
     for real in (True, False):
         agreed = 0
         for point in _points([*names, *(f"_{place}" for place in range(len(unnamed)))]):
@@ -361,7 +384,7 @@ def _same_function(known: Any, said: Any) -> bool:
             at |= {one: point[f"_{place}"] for place, one in enumerate(unnamed)}
             if real and not all(_allows(limit, at) for limit in limits):
                 continue
-            value = difference.subs(at)
+            value = difference.evalf(10, subs=at, maxn=400) if huge else difference.subs(at)
             if not _is_finite(value):
                 continue
             if not _is_zero(value):
