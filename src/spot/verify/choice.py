@@ -19,7 +19,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _MARKUP = re.compile(
     r"[*_`$]|\\[()\[\]]|\\(?:boxed|fbox|text(?:bf|it|rm|sf)?|mathrm|mathbf|mathit|emph|underline)(?![A-Za-z])"
 )
-_NAME = r"(?:(?:final|correct|best|right|only)[ \t]+){0,3}(?:answer|option|choice)(?:[ \t]+(?:choice|option|letter|to[ \t]+\w+[ \t]+\w+))?"
+_NAME = (
+    r"(?:(?:final|correct|best|right|only)[ \t]+){0,3}(?:answer|option|choice)"
+    r"(?:[ \t]+(?:choice|option|letter|to[ \t]+\w+[ \t]+\w+))?"
+)
 _IS = r"[ \t]+(?:is|must[ \t]+be|should[ \t]+be|would[ \t]+be)\b"
 _LINE = re.compile(
     r"^[ \t>#{+-]*(?:[0-9]+[.)][ \t]*)?(?:(?:so|thus|hence|therefore)\b[, \t]*)?(?:(?:the|my)[ \t]+)?"
@@ -66,8 +69,7 @@ def last_letter(response: str, options: Sequence[str]) -> str | None:
             return _letter(said or text[statement.end() :].lstrip().partition("\n")[0].lstrip("\0 "), texts)
         if statement.re is _SENTENCE:
             before = text[max(0, statement.start() - 100) : statement.start()]
-            letter = None if _SUPPOSED.search(before) or re.match(r"[a-z]\b", said) else _letter(said, texts)
-            letter = letter or (None if _SUPPOSED.search(before) else _letter_of_sentence(said, texts))
+            letter = None if _SUPPOSED.search(before) else _letter_of_sentence(said, texts)
         else:
             letter = _letter(_LINE.sub(lambda line: line["said"], said), texts)
         if letter is not None:
@@ -76,11 +78,16 @@ def last_letter(response: str, options: Sequence[str]) -> str | None:
 
 
 def _letter_of_sentence(said: str, texts: Sequence[str]) -> str | None:
-    """The letter where a sentence ends with it, or goes on with a reason."""
+    """The letter where a sentence is about nothing else, or ends after it, or goes on with a reason."""
     first = re.split(r"[.;](?:\s|\Z)", said, maxsplit=1)[0]
     if (reasoned := _REASONED.fullmatch(first)) is not None:
         first = reasoned[1]
-    return None if re.match("[a-z]\\b", first) and _plain(first) not in texts else _letter(first, texts)
+    for one in (said, first):
+        if re.match(r"[a-z]\b", one) is None or _plain(one) in texts:  # "the answer is a matter of taste"
+            letter = _letter(one, texts)
+            if letter is not None:
+                return letter
+    return None
 
 
 def _letter(said: str, texts: Sequence[str]) -> str | None:

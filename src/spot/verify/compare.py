@@ -6,15 +6,17 @@ from typing import Any
 import sympy
 
 from spot.verify import notation
-from spot.verify.equality import equal, is_undefined
+from spot.verify.equality import equal
 from spot.verify.expression import parse
 from spot.verify.quantity import Quantity, alternatives, approximation, quantity
+from spot.verify.values import is_undefined
 from spot.verify.worker import Judgement
 
 _MEMBER = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*(?:\\in(?![A-Za-z])|=)\s*(?=\\?\{|\(|\\left)")
 
 _CONDITION = re.compile(
-    r"(.*[^\s,(;])\s*(?:[,;]|\(|\\q?quad|\\text\s*\{[ ,(]*(?:where|for|with)?[^{}]*\})\s*(?:\\q?quad|\\[,;: ])*\s*([a-z])\s*\\in\s*"
+    r"(.*[^\s,(;])\s*(?:[,;]|\(|\\q?quad|\\text\s*\{[ ,(]*(?:where|for|with)?[^{}]*\})\s*(?:\\q?quad|\\[,;: ])*\s*"
+    r"([a-z])\s*\\in\s*"
     r"(?:\\mathbb\s*\{?\s*([ZN])\s*\}?|\\(?:mathbf|mathrm|Bbb)\s*\{?\s*([ZN])\s*\}?)\s*\)?\s*\.?\$?",
     re.DOTALL,
 )

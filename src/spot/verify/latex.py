@@ -63,9 +63,12 @@ _PLAIN: list[tuple[re.Pattern[str], str]] = [
         (r"(\\to\s*[A-Za-z0-9]+)\s*\^\s*\{?\s*([+-])\s*\}?", r"\1^{\2}"),
         (r"_\s*(?:\{\s*\\(odot|max|min)\s*\}|\\(odot|max|min)(?![A-Za-z]))", r"_{\1\2}"),
         (r"_\s*(\\[A-Za-z]+)(?!\s*\{)", r"_{\1}"),
-        (r"\A[^=<>]*=(?=[^=<>]*\\(?:pm|mp)(?![A-Za-z]))", ""),
-        (r"\^\s*(?:\{\s*(?:\\(?:mathrm|text|mathsf)\{T\}|\\top|\\intercal|T)\s*\}|\\(?:mathrm|text|mathsf)\{T\}|T(?![A-Za-z])|"
-         r"\\(?:top|intercal)(?![A-Za-z]))", r"^{\\mathcal{T}}"),
+        (r"\A\s*[A-Za-z]\s*\([^()]*\)\s*=(?=[^=<>]*\\(?:pm|mp)(?![A-Za-z]))", ""),
+        (
+            r"\^\s*(?:\{\s*(?:\\(?:mathrm|text|mathsf)\{T\}|\\top|\\intercal|T)\s*\}|\\(?:mathrm|text|mathsf)\{T\}|T(?![A-Za-z])|"
+            r"\\(?:top|intercal)(?![A-Za-z]))",
+            r"^{\\mathcal{T}}",
+        ),
         # Letters that the parser takes for numbers; Gamma is a function where it is applied.
         (r"\\gamma(?![A-Za-z])", r"\\mathcal{gamma}"),
         (r"\\Gamma(?![A-Za-z]|\s*(?:\\left)?\s*\()", r"\\mathcal{Gamma}"),
@@ -138,7 +141,17 @@ def _derivative(found: re.Match[str]) -> str:
 
 def _primed(found: re.Match[str]) -> str:
     primes = found[3] or found[4]
-    if found[1].startswith("\\") and found[1][1:] in {"prime", "left", "right", "sin", "cos", "tan", "log", "ln", "exp"}:
+    if found[1].startswith("\\") and found[1][1:] in {
+        "prime",
+        "left",
+        "right",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+        "exp",
+    }:
         return found[0]
     return _symbol(primes.count("'") + primes.count("prime"), found[1] + (found[2] or found[5] or ""), "")
 

@@ -1,7 +1,7 @@
 r"""An answer as a value and a unit, in the LaTeX that the parser reads rightly.
 
-The parser would drop units whatever they are (5 cm for 5 m, and `5t` for `5`), and a scale word with them (5 million for
-5); repeating decimals, `3 1/2` and `4.5e33` it cannot read. Nothing in this module imports more than the standard
+The parser would drop units whatever they are (5 cm for 5 m, and `5t` for `5`), and a scale word with them (5 million
+for 5); repeating decimals, `3 1/2` and `4.5e33` it cannot read. Nothing in this module imports more than the standard
 library.
 """
 
