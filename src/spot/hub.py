@@ -1,6 +1,7 @@
 """Names and files of models: a directory told from a name on the hub, what is in it loaded, its weights told apart."""
 
 import hashlib
+import json
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -31,14 +32,38 @@ def check_model_name(path: str) -> None:
 
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer of the model at `path`, a directory or a hub name. Raises `UserError` where there is none."""
+    """The tokenizer of the model at `path`, a directory or a hub name; an adapter without one has that of its base.
+
+    Raises `UserError` where there is none.
+    """
     check_model_name(str(path))
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:  # broken files surface as many types, some of them bare `Exception`
-        raise UserError(f"{path}: no tokenizer that transformers can load ({_first_line(error)})") from error
+        base = _base_of_adapter(path)
+        if base is None:
+            raise UserError(f"{path}: no tokenizer that transformers can load ({_first_line(error)})") from error
+    try:
+        return load_tokenizer(base)
+    except UserError as error:
+        raise UserError(f"{path}: an adapter without a tokenizer, and its base has none either: {error}") from error
+
+
+def _base_of_adapter(path: str | Path) -> str | None:
+    """The model that an adapter was trained on, as peft saved its name; `None` where `path` is not one without a
+    tokenizer of its own."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        file = find_adapter_config_file(str(path))
+        if file is None or (Path(path) / "tokenizer_config.json").exists():
+            return None
+        base = json.loads(Path(file).read_text("utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return base if isinstance(base, str) and base and base != str(path) else None
 
 
 def load_model(path: str | Path, dtype: Any = "auto") -> "PreTrainedModel":

@@ -1,5 +1,6 @@
 """`spot eval`: a model on benchmarks, and two evaluations compared."""
 
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -30,7 +31,7 @@ def evaluate_model(config: RunConfig, output: Path, inspect_logs: Path | None, c
     """
     if inspect_logs is not None:
         import_module("spot.evaluate.inspect_log")  # says now, and not after hours, that inspect_ai is missing
-    from spot.evaluate.run import keep_questions
+    from spot.evaluate.run import keep_questions, remarks
     from spot.evaluate.tables import print_results
 
     if output.exists() and not output.is_dir():
@@ -41,6 +42,8 @@ def evaluate_model(config: RunConfig, output: Path, inspect_logs: Path | None, c
     with _opened(config, output) as model:
         for name, exam in exams.items():
             keep_questions(output / "problems" / f"{name}.jsonl", exam.problems)
+            for line in remarks(name, exam.problems):
+                sys.stderr.write(f"warning: {line}\n")
         results = stages.evaluate(exams, model, config.evaluate, output, "eval", console)
         if inspect_logs is not None:
             from spot.evaluate.inspect_log import write_logs

@@ -335,11 +335,15 @@ class Pipeline:
 
     def evaluate(self) -> str:
         """Measure the student before and after."""
+        from spot.evaluate.run import remarks
+
         config = self.config
         bad_rows: list[Dropped] = []
         tasks = self._exams(bad_rows)
         if not tasks:
             return "no tasks, nothing measured"
+        for line in (line for task, exam in tasks.items() for line in remarks(task, exam.problems)):
+            sys.stderr.write(f"warning: {line}\n")
         if (self.run / "pairs.jsonl").exists():
             pairs = read_rows(self.run / "pairs.jsonl", Pair)
             for note in filter(None, (overlap_note(task, tasks[task].problems, pairs) for task in tasks)):

@@ -14,6 +14,7 @@ from spot.evaluate.task import Task
 from spot.schema import Attempt, Problem, Sampling
 from spot.store import read_rows, write_rows
 from spot.verify.base import Verifier
+from spot.verify.choice import LETTERS
 from spot.verify.resolve import resolve
 
 
@@ -34,6 +35,40 @@ def exam(task: Task, data_dir: Path | None, prompt: str | None, limit: int | Non
         if why := missing():
             raise UserError(f"{task.name}: {why}")
     return Exam(task, task.problems(data_dir, prompt, limit), resolve(task.verifier or "math"))
+
+
+def remarks(name: str, problems: Sequence[Problem]) -> list[str]:
+    """What is odd about the rows of a task, a line each: questions that stand twice, right options offered as wrong."""
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        # Options are shuffled for each question, so the same row looks different each time.
+        question = problem.meta.get("question")
+        asked = [question, *sorted(problem.meta["options"])] if question else problem.model_dump()["prompt"]
+        places.setdefault(json.dumps(asked), []).append(problem.id)
+    repeated = [ids for ids in places.values() if len(ids) > 1]
+    ambiguous = [one.id for one in problems if _offers_the_answer_twice(one)]
+    lines: list[str] = []
+    if repeated:
+        count = sum(len(ids) - 1 for ids in repeated)
+        rows, some = "row repeats" if count == 1 else "rows repeat", _some([" = ".join(ids) for ids in repeated])
+        lines.append(f"{name}: {count:,} {rows} a question and count again ({some})")
+    if ambiguous:
+        rows = "row offers" if len(ambiguous) == 1 else "rows offer"
+        lines.append(
+            f"{name}: {len(ambiguous):,} {rows} the right option twice ({_some(ambiguous)}); only one letter counts "
+            "as right; correct or remove them"
+        )
+    return lines
+
+
+def _offers_the_answer_twice(problem: Problem) -> bool:
+    options = [" ".join(str(one).split()) for one in problem.meta.get("shown") or problem.meta.get("options") or ()]
+    place = LETTERS.find(problem.answer) if problem.answer else -1
+    return 0 <= place < len(options) and options.count(options[place]) > 1
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def keep_questions(path: Path, questions: Sequence[Problem]) -> None:

@@ -42,8 +42,8 @@ def without_thoughts(response: str) -> str:
 def last_boxed(response: str) -> str | None:
     r"""The content of the last `\boxed{...}` outside think blocks, stripped; `None` where it is missing or unclosed.
 
-    An empty box beside others is a mention of one and is passed over. Of nested boxes the innermost last one counts. Time is linear
-    in the length of the response.
+    An empty box beside others is a mention of one and is passed over. Of nested boxes the innermost last one counts.
+    Time is linear in the length of the response.
     """
     text = without_thoughts(response)
     start = empty = None

@@ -6,18 +6,30 @@ from typing import Any
 import sympy
 
 from spot.verify import notation
-from spot.verify.equality import equal, is_undefined
+from spot.verify.equality import equal
 from spot.verify.expression import parse
 from spot.verify.quantity import Quantity, alternatives, approximation, quantity
+from spot.verify.values import is_undefined
 from spot.verify.worker import Judgement
 
 _MEMBER = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*(?:\\in(?![A-Za-z])|=)\s*(?=\\?\{|\(|\\left)")
 
+_CONDITION = re.compile(
+    r"(.*[^\s,(;])\s*(?:[,;]|\(|\\q?quad|\\text\s*\{[ ,(]*(?:where|for|with)?[^{}]*\})\s*(?:\\q?quad|\\[,;: ])*\s*"
+    r"([a-z])\s*\\in\s*"
+    r"(?:\\mathbb\s*\{?\s*([ZN])\s*\}?|\\(?:mathbf|mathrm|Bbb)\s*\{?\s*([ZN])\s*\}?)\s*\)?\s*\.?\$?",
+    re.DOTALL,
+)
 _BETWEEN = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*\\in\s*(?:\\left)?\s*[(\[\]]")
 
 
 def compare(gold: str, answer: str) -> Judgement:
     """Compare an answer with the known one, both LaTeX or plain notation."""
+    (gold, known_set), (answer, given_set) = _without_condition(gold), _without_condition(answer)
+    if known_set is not None and given_set is not None:
+        if known_set[1] != given_set[1]:
+            return Judgement(False)
+        answer = re.sub(rf"(?<![A-Za-z\\]){given_set[0]}(?![A-Za-z])", known_set[0], answer)
     if len(notation.items(notation.plain(gold))) > 1 and not re.search(r",\s", answer):
         answer = notation.spaced(answer, lists=True)
     known = quantity(gold)
@@ -33,6 +45,12 @@ def compare(gold: str, answer: str) -> Judgement:
         return _equal_in_any(pairs, gold, answer)
     except Exception as error:
         return Judgement(None, f"comparison failed: {type(error).__name__}")
+
+
+def _without_condition(text: str) -> tuple[str, tuple[str, str] | None]:
+    r"""`x = k\pi` and `("k", "Z")` of `x = k\pi, k \in \mathbb{Z}`."""
+    match = _CONDITION.fullmatch(text)
+    return (match[1], (match[2], match[3] or match[4])) if match else (text, None)
 
 
 def _in_one_unit(known: Quantity, given: Quantity) -> list[tuple[str, str]]:

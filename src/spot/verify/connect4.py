@@ -1,9 +1,9 @@
 """Connect4 answers: two lists of cells, each read from its own line and compared with the known one.
 
 Read is the last statement of each list outside think blocks: its label, a colon, and cells or the word none, on the
-same line or below it up to an empty line. Bold, brackets, spaces, either order, both on one line: all the same. What
-is neither cells nor none (a list with a remark, an empty one, prose) is unreadable and never credited; the line of the
-prompt that shows the form, repeated, is no statement.
+same line or below it up to an empty line. Bold, a box, LaTeX's text, brackets, spaces, either order, both on one line:
+all the same. What is neither cells nor none (a list with a remark, an empty one, prose) is unreadable and never
+credited; the line of the prompt that shows the form, repeated, is no statement.
 """
 
 import re
@@ -19,7 +19,12 @@ from spot.verify.boxed import without_thoughts
 MAX_CHARACTERS = 1000
 """Longer statements are unreadable: all cells of a board written out take a third of it."""
 
-_MARKUP = re.compile(r"[*_`$]|\\boxed\b")
+# LaTeX around a statement: line breaks are kept, what only wraps or spaces is not.
+_BREAK = re.compile(r"\\\\|\\(?:begin|end)\{[a-z]+\*?\}|\\newline\b")
+_SPACE = re.compile(r"\\(?:q?quad|left|right)\b|\\[,;:! ]|[&~]")
+_MATHEMATICS = re.compile(r"\\boxed\b|\\begin\b|\\[(\[]|\$")
+_MARKUP = re.compile(r"[*_`${}]|\\[()\[\]{}]|\\(?:boxed|fbox)\b")
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|sf|tt)|mbox)\b")
 # A label starts its line or follows a separator; `[ \t]` and not `\s`, else many empty lines cost their square.
 _LABEL = re.compile(
     r"(?:^[ \t>#+•-]*(?:[0-9][.)][ \t]*)?|(?:[;:,.|]|\band\b|(?<=[)\]]))[ \t]*)"
@@ -75,12 +80,15 @@ def verify(response: str, problem: Problem) -> Verdict:
 
 def read(response: str) -> Reading:
     """The last statement of each list outside think blocks. Never raises; linear in the length of the response."""
-    text = _MARKUP.sub("", unicodedata.normalize("NFKC", without_thoughts(response)).replace("\r\n", "\n"))
+    text = unicodedata.normalize("NFKC", without_thoughts(response)).replace("\r\n", "\n")
+    if _MATHEMATICS.search(text):  # without, a label in `\\text{}` is quoted LaTeX and no label
+        text = _TEXT.sub("", text)
+    text = _MARKUP.sub("", _SPACE.sub(" ", _BREAK.sub("\n", text)))
     found: dict[bool, Cells | None] = {}
     labels = list(_LABEL.finditer(text))
     ends = [label.start() for label in labels[1:]] + [len(text)]
     for label, end in zip(labels, ends, strict=False):  # without a label there is no end of one
-        statement = _statement(text[label.end() : end])
+        statement = _statement(_TEXT.sub("", text[label.end() : end]))
         if not _is_form(statement):
             found[label["opponent"] is not None] = _cells(statement)
     return Reading(found.get(False), found.get(True))
@@ -131,7 +139,7 @@ def _cells(statement: str) -> Cells | None:
     if len(statement) > MAX_CHARACTERS:
         return None
     inner = " ".join(statement.split()).removesuffix(".").strip()
-    if not _CELLS.fullmatch(inner) and inner[:1] + inner[-1:] in {"[]", "{}", "()"}:
+    if not _CELLS.fullmatch(inner) and inner[:1] + inner[-1:] in {"[]", "()"}:
         inner = inner[1:-1].strip().removesuffix(".")
     if inner.lower() == NONE:
         return frozenset()

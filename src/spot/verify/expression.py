@@ -1,8 +1,8 @@
 r"""What an answer says, as a sympy expression that has all of its letters.
 
-latex2sympy parses; `spot.verify.latex` prepares the text, and here its names get their meaning. A tree in which a letter
-of the text is missing is no reading of it: nothing may be compared with what was left over. Only the workers import
-this module; an expression is never printed, since `str()` of some does not end.
+latex2sympy parses; `spot.verify.latex` prepares the text, and here its names get their meaning. A tree in which a
+letter of the text is missing is no reading of it: nothing may be compared with what was left over. Only the workers
+import this module; an expression is never printed, since `str()` of some does not end.
 """
 
 import re
@@ -51,8 +51,13 @@ _FUNCTIONS: dict[str, Any] = {
     "erf": sympy.erf,
     "erfc": sympy.erfc,
     "dfact": sympy.factorial2,
-    "arrange": lambda n, k: sympy.ff(n, k),
+    "arrange": sympy.ff,
+    "gcd": sympy.igcd,
+    "lcm": sympy.ilcm,
+    "C": sympy.binomial,
+    "zeta": sympy.zeta,
 }
+_OF_NUMBERS = {"C", "zeta"}
 _CONSTANTS = {"pi": sympy.pi, "i": sympy.I, "e": sympy.E}
 
 
@@ -115,21 +120,17 @@ def _with_meaning(tree: Any) -> Any:
 def _applied(node: Any) -> Any:
     name = re.sub(r"\\(?:text|mathcal)|[\\{} ]", "", node.func.__name__)
     args = node.args
+    whole = all(arg.is_Integer for arg in args)
     if name in _CONSTANTS and len(args) == 1:
         return _CONSTANTS[name] * args[0]
     if name == "cong":
-        return UndefinedFunction("cong")(sympy.Mod(*args) if all(arg.is_Integer for arg in args) else args[0], args[1])
-    if name in {"gcd", "lcm"}:
-        if all(arg.is_Integer for arg in args):
-            return sympy.Integer((sympy.igcd if name == "gcd" else sympy.ilcm)(*args))
+        return UndefinedFunction("cong")(sympy.Mod(*args) if whole else args[0], args[1])
+    if name in {"gcd", "lcm"} and not whole:
         return sympy.Function(name)(*sympy.ordered(args))
-    if name in _FUNCTIONS:
-        return _FUNCTIONS[name](*args)
-    if name == "C" and len(args) == 2 and all(arg.is_Integer for arg in args):
-        return sympy.binomial(*args)
-    if name == "zeta" and len(args) == 1 and args[0].is_Number and args[0] != 1:
-        return sympy.zeta(args[0])
-    return node
+    function = _FUNCTIONS.get(name)
+    if function is None or (name in _OF_NUMBERS and not whole) or (name == "zeta" and args == (1,)):
+        return node
+    return sympy.sympify(function(*args))
 
 
 def _derived(node: Any) -> Any:

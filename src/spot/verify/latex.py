@@ -61,15 +61,24 @@ _PLAIN: list[tuple[re.Pattern[str], str]] = [
         (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
         (r"\\lb(?![A-Za-z])", r"\\log_{2}"),
         (r"(\\to\s*[A-Za-z0-9]+)\s*\^\s*\{?\s*([+-])\s*\}?", r"\1^{\2}"),
-        (r"_\s*\{?\s*\\(?:odot|max|min)\s*(?![A-Za-z{])\}?", "_{o}"),
-        (r"\^\s*(?:\{\s*(?:\\(?:mathrm|text|mathsf)\{T\}|\\top|\\intercal|T)\s*\}|\\(?:mathrm|text|mathsf)\{T\}|T(?![A-Za-z])|"
-         r"\\(?:top|intercal)(?![A-Za-z]))", r"^{\\mathcal{T}}"),
+        (r"_\s*(?:\{\s*\\(odot|max|min)\s*\}|\\(odot|max|min)(?![A-Za-z]))", r"_{\1\2}"),
+        (r"_\s*(\\[A-Za-z]+)(?!\s*\{)", r"_{\1}"),
+        (r"\A\s*[A-Za-z]\s*\([^()]*\)\s*=(?=[^=<>]*\\(?:pm|mp)(?![A-Za-z]))", ""),
+        (
+            r"\^\s*(?:\{\s*(?:\\(?:mathrm|text|mathsf)\{T\}|\\top|\\intercal|T)\s*\}|\\(?:mathrm|text|mathsf)\{T\}|T(?![A-Za-z])|"
+            r"\\(?:top|intercal)(?![A-Za-z]))",
+            r"^{\\mathcal{T}}",
+        ),
         # Letters that the parser takes for numbers; Gamma is a function where it is applied.
         (r"\\gamma(?![A-Za-z])", r"\\mathcal{gamma}"),
         (r"\\Gamma(?![A-Za-z]|\s*(?:\\left)?\s*\()", r"\\mathcal{Gamma}"),
     )
 ]
-_LONE_CAPITAL = re.compile(r"\\(?:text|mbox|mathcal|mathbb|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+|([EI])")
+_LONE = re.compile(  # after what is no letter of its own: a subscript, a command and its text, the sign of a derivative
+    r"_\s*(?:\{[^{}]*\}|[A-Za-z0-9])|\\frac\s*\{\s*d\s*\}\s*\{\s*d\s*\\?[A-Za-z]+\s*\}"
+    r"|\\(?:text|mbox|math[a-z]+|operatorname|begin|end|hat|vec|bar|tilde|overline|widehat|widetilde)\s*\{[^{}]*\}"
+    r"|\\[A-Za-z]+|([EI])|(d)"
+)
 
 
 def readable(text: str) -> str:
@@ -88,8 +97,13 @@ def readable(text: str) -> str:
         text = _PRIMES.sub(_primed, text)
     text = _NAMED.sub(_named, text)
     text = _with_list(text)
-    text = _LONE_CAPITAL.sub(lambda found: rf"\mathcal{{{found[1]}}}" if found[1] else found[0], text)
-    return _each_call(text)
+    integral = r"\int" in text or r"\iint" in text  # where d x is no product
+
+    def alone(found: re.Match[str]) -> str:
+        letter = found[1] or (None if integral else found[2])
+        return rf"\mathcal{{{letter}}}" if letter else found[0]
+
+    return _each_call(_LONE.sub(alone, text))
 
 
 def _choices(text: str) -> str:
@@ -127,7 +141,17 @@ def _derivative(found: re.Match[str]) -> str:
 
 def _primed(found: re.Match[str]) -> str:
     primes = found[3] or found[4]
-    if found[1].startswith("\\") and found[1][1:] in {"prime", "left", "right", "sin", "cos", "tan", "log", "ln", "exp"}:
+    if found[1].startswith("\\") and found[1][1:] in {
+        "prime",
+        "left",
+        "right",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+        "exp",
+    }:
         return found[0]
     return _symbol(primes.count("'") + primes.count("prime"), found[1] + (found[2] or found[5] or ""), "")
 

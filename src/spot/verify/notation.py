@@ -58,7 +58,8 @@ _RATIONAL = re.compile(
 _WORDS = re.compile(r"[^\W\d_]+(?:[ '’-]+[^\W\d_]+)*")
 _CHOICE = re.compile(r"\( ?([A-Za-z]) ?\)|([A-Za-z]) ?[).:]?")
 _CHOICE_AND_TEXT = re.compile(
-    r"(?P<name>(?i:option|choice|answer)[ :]*)?(?:\( ?([A-Z]) ?\)|([A-Z]) ?[).:]|(?(name)([A-Z])\b|(?!)))(?P<rest>.*)", re.DOTALL
+    r"(?P<name>(?i:option|choice|answer)[ :]*)?(?:\( ?([A-Z]) ?\)|([A-Z]) ?[).:]|(?(name)([A-Z])\b|(?!)))(?P<rest>.*)",
+    re.DOTALL,
 )
 _OTHER_CHOICE = re.compile(r"\( ?[A-Z] ?\)|\b(?:or|and|not)\b", re.IGNORECASE)
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?(?: ?([ap])\.? ?m\b\.?)?", re.IGNORECASE)

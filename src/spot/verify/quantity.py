@@ -1,8 +1,8 @@
-r"""An answer as a value and a unit, in the LaTeX that math-verify reads rightly.
+r"""An answer as a value and a unit, in the LaTeX that the parser reads rightly.
 
-math-verify credits some wrong answers: it drops units whatever they are (5 cm for 5 m, and `5t` for `5`), and a scale
-word with them (5 million for 5). Others it cannot read: repeating decimals, `3 1/2`, `4.5e33`, a subscripted E. Nothing
-in this module imports more than the standard library: the worker loads it.
+The parser would drop units whatever they are (5 cm for 5 m, and `5t` for `5`), and a scale word with them (5 million
+for 5); repeating decimals, `3 1/2` and `4.5e33` it cannot read. Nothing in this module imports more than the standard
+library.
 """
 
 import re
@@ -27,10 +27,6 @@ _PERCENT = re.compile(
 )
 _INFINITY = re.compile(rf"{TEXT_COMMAND}\{{\s*infinity\s*\}}", re.IGNORECASE)
 _COMMON_NAME = re.compile(r"\s*[A-Za-z]\s*=[^=]*\Z")  # x = 1, 2
-_SYMBOL_NAMES = [  # subscripts that math-verify takes for operators, and E, which it takes for Euler's number
-    (re.compile(r"_\s*\{?\s*\\(?:odot|max|min)\s*(?![A-Za-z{])\}?"), "_{o}"),
-    (re.compile(r"(?<![A-Za-z\\])E(?=\s*_)"), r"\\varepsilon"),
-]
 _UNIT_COMMAND = r"\\(?:text(?:rm|normal)?|mbox|mathrm)\s*\{(?:[^{}]|\{[^{}]*\})*\}"
 _UNIT_TAIL = re.compile(rf"(?P<value>.*?[0-9A-Za-z}})!])(?P<space>{_SPACE})(?P<unit>{_UNIT_COMMAND}.*)", re.DOTALL)
 _UNIT_ONLY = re.compile(rf"(?:{_UNIT_COMMAND}|\^\s*\{{?\s*-?[0-9]\s*\}}?|\\[,;: ]|\\cdot|[\s/~.])+")
@@ -62,7 +58,7 @@ class Quantity(NamedTuple):
 
 
 def quantity(text: str, single_letters: bool = False) -> Quantity:
-    r"""`text` as a value that math-verify reads rightly, and its unit.
+    r"""`text` as a value that the parser reads rightly, and its unit.
 
     Scale words become powers of ten (also inside `\text{}`), `4.5e33` becomes a product, `0.\overline{3}` and `3 1/2`
     fractions, a lone word is marked as text. A unit is what follows the value in `\text{}` or its kin, bare words after
@@ -84,8 +80,6 @@ def quantity(text: str, single_letters: bool = False) -> Quantity:
     text = _INFINITY.sub(r"\\infty ", _PERCENT.sub(r"\\%", text))
     if _COMMON_NAME.match(text) and len(items(text)) > 1:
         text = text.partition("=")[2]
-    for pattern, name in _SYMBOL_NAMES:
-        text = pattern.sub(name, text)
     if text.endswith(r"\%") and text.count(r"\%") == 1:
         return Quantity(text.removesuffix(r"\%").rstrip(), "%")
     return _degrees(text) or _unit_in_text(text) or _unit_in_words(text, single_letters) or Quantity(text, "")
