@@ -7,7 +7,7 @@ turned down.
 
 Faults: `storm` and `storm_told` (429 for `--storm-seconds`; the latter with Retry-After), `busy` (one 429), `error`
 (500), `unavailable` (503), `hang`, `reset`, `cut` (JSON cut off; half of them have a Content-Length that promises
-more), `unicode` (bytes that are no UTF-8, or half a surrogate pair), `empty`, `length`, `slow` (a body that drips for
+more), `unicode` (bytes that are no UTF-8), `surrogate` (half a pair), `empty`, `length`, `slow` (a body that drips for
 `--slow-seconds`). With `--capacity N` whoever comes while N are being served gets 429.
 
 `GET /stats` tells what was done; `--log` names a file that gets a line for every reply that was sent whole.
@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 FAULTS = (
-    *("storm", "storm_told", "busy", "error", "unavailable", "hang", "reset", "cut", "unicode", "empty", "length"),
-    "slow",
+    *("storm", "storm_told", "busy", "error", "unavailable", "hang", "reset", "cut", "unicode", "surrogate", "empty"),
+    *("length", "slow"),
 )
 A_TENTH = {
     "storm": 0.0002, "storm_told": 0.0002, "busy": 0.01, "error": 0.02, "unavailable": 0.005, "hang": 0.004,
-    "reset": 0.015, "cut": 0.01, "unicode": 0.005, "empty": 0.01, "length": 0.01, "slow": 0.01,
+    "reset": 0.015, "cut": 0.01, "unicode": 0.005, "surrogate": 0.002, "empty": 0.01, "length": 0.01, "slow": 0.01,
 }  # fmt: skip
 """A tenth of all tries have a fault, storms not counted: each begins a time in which everybody is turned down."""
 
@@ -132,7 +132,9 @@ class Server:
         request: Body = json.loads(raw)
         body = completion(request, "" if fault == "empty" else self.answer(request), fault)
         if fault == "unicode":
-            body = body.replace(b'"content": "', b'"content": "\\ud800' if spare < 0.5 else b'"content": "\xff', 1)
+            body = body.replace(b'"content": "', b'"content": "\xff', 1)
+        elif fault == "surrogate":
+            body = body.replace(b'"content": "', b'"content": "\\ud800', 1)
         elif fault == "cut":
             half = body[: len(body) // 2]
             promised = len(body) if spare < 0.5 else len(half)

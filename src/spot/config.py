@@ -92,8 +92,9 @@ class EndpointSettings(Section):
 
     `concurrency` is the most requests in flight; it is found out how many the server takes. Prices are dollars per
     million tokens. With `max_cost`, in dollars, no request is sent whose worst case would bring the run's ledger above
-    it. `extra_body` is merged into every request, `omit` names settings that a server refuses, and `tokens_field` what
-    it calls the limit of a reply (OpenAI's reasoning models: `max_completion_tokens`, and omit temperature and top_p).
+    it. `extra_body` is merged into every request, `extra_headers` are sent with it (OpenAI-Organization, say: nothing
+    is taken from the SDK's own variables), `omit` names settings that a server refuses, and `tokens_field` what it calls
+    the limit of a reply (OpenAI's reasoning models: `max_completion_tokens`, and omit temperature and top_p).
     """
 
     base_url: Urls = None
@@ -103,6 +104,7 @@ class EndpointSettings(Section):
     tokens_per_minute: int | None = Field(default=None, ge=1)
     timeout: float = Field(default=600.0, gt=0, le=3000)
     extra_body: dict[str, Any] = {}
+    extra_headers: dict[str, str] = {}
     omit: list[Literal["temperature", "top_p", "seed"]] = []
     tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     input_price: float = Field(default=0.0, ge=0)

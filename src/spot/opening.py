@@ -79,6 +79,7 @@ def endpoint(section: EndpointSettings, name: str) -> "EndpointModel":
         section.concurrency,
         timeout=section.timeout,
         extra_body=section.extra_body,
+        extra_headers=section.extra_headers,
         omit=section.omit,
         tokens_field=section.tokens_field,
         requests_per_minute=section.requests_per_minute,

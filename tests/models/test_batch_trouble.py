@@ -11,7 +11,6 @@ from tests.batch_server import (
     Fault,
     Held,
     complete,
-    completion,
     ends,
     error_line,
     fails,
@@ -48,7 +47,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any], str], str | None]] = {
     "somebody else's": lambda row, line: line.replace(row["custom_id"], "other"),
     "status 0": lambda row, line: output_line(row, None, 0),
     "no body": lambda row, line: output_line(row, None),
-    "half a surrogate": lambda row, line: output_line(row, completion("\ud800")),
+    "a body that is no object": lambda row, line: output_line(row, "\ud800"),
 }
 
 

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spot.models import wire
+from spot.models import completion, wire
+from spot.models.base import Body
+from spot.models.document import UnreadableError
 
 UNHURRIED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -13,19 +15,20 @@ UNHURRIED = settings(max_examples=60, deadline=None, suppress_health_check=[Heal
 @UNHURRIED
 @given(st.binary(max_size=200))
 def test_no_body_crashes_the_reader(body: bytes) -> None:
-    with contextlib.suppress(wire.UnreadableError):
-        wire.read_completion("a", body)
+    with contextlib.suppress(UnreadableError):
+        completion.read("a", Body(body))
 
 
 def _objects(values: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
-    names = st.sampled_from(["choices", "message", "content", "finish_reason", "error"])
+    names = st.sampled_from(["choices", "message", "delta", "content", "text", "finish_reason", "error", "type"])
     return st.lists(values, max_size=2) | st.dictionaries(names, values, max_size=3)
 
 
 @UNHURRIED
 @given(st.recursive(st.none() | st.integers() | st.text(max_size=5), _objects, max_leaves=8))
 def test_no_json_crashes_the_reader(value: object) -> None:
-    wire.read_completion("a", json.dumps(value).encode())
+    with contextlib.suppress(UnreadableError):
+        completion.read("a", Body(json.dumps(value).encode()))
 
 
 @UNHURRIED

@@ -68,7 +68,8 @@ class Reply:
     (end-of-turn included where it was sampled), `None` where the model does not give them. With
     `finish_reason == "error"`, `text` is empty and `error` says why in one line. `reasoning` is what a server keeps
     apart from the answer, `refusal` what it calls a refusal, `model` the model that the reply names; `usage` is `None`
-    where it does not say. `body` is what this was read from: an error reply with a body was answered, and paid for.
+    where it does not say. `remark` is what a user should be told of it. `body` is what this was read from: an error
+    reply with a body was answered, and paid for.
     """
 
     id: str
@@ -80,6 +81,7 @@ class Reply:
     usage: Usage | None = None
     refusal: str = ""
     model: str = ""
+    remark: str = ""
     body: Body | None = field(default=None, compare=False, repr=False)
 
 

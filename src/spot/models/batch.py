@@ -95,7 +95,12 @@ class BatchModel:
             return write_line(key, wire.body(self.name, request, self._endpoint.fields.of(request, sampling)))
 
         async with Provider(
-            self.name, self._base_url, self._endpoint.api_key_env, self._timeout, self._retry
+            self.name,
+            self._base_url,
+            self._endpoint.api_key_env,
+            self._timeout,
+            self._retry,
+            headers=self._endpoint.headers,
         ) as provider:
             outbox = Outbox(gate, sampling, write, self._terms.waits.grace)
             run = Run(self._terms, self._book, provider, outbox, gate, jobs)

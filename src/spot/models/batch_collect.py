@@ -146,9 +146,9 @@ def _grouped(file: IO[bytes], batch: Batch) -> Iterator[list[tuple[Job, Line, by
 
 
 def _read(job: Job, line: Line, body: Body, batch: Batch, clean: Callable[[str], str]) -> tuple[Job, Reply] | None:
-    found = outcome(job.request.id, line)
+    found = outcome(job.request.id, line, body)
     if isinstance(found, Failed):
         batch.failures.setdefault(line.key, Failed(found.about, clean(found.why), found.charged))
         return None
     del batch.jobs[line.key]
-    return job, replace(found, body=body)
+    return job, found

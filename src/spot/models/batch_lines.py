@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from spot.models import wire
-from spot.models.base import Reply
+from spot.models import completion, wire
+from spot.models.base import Body, Reply
+from spot.models.document import UnreadableError
 from spot.models.failures import RETRIED_STATUS
 
 URL = "/v1/chat/completions"
@@ -65,17 +66,20 @@ def read_line(raw: bytes) -> Line | None:
     return Line(key, status if isinstance(status, int) else None, answered.get("body"), said.get("error"))
 
 
-def outcome(request_id: str, line: Line) -> Reply | Failed:
-    """What a line means for its request."""
+def outcome(request_id: str, line: Line, body: Body) -> Reply | Failed:
+    """What a line means for its request; `body` is the line as it is kept."""
     if line.status != 200 or line.error:
         return _failure(line)
     if not isinstance(line.body, dict):
         return Failed("batch", "the reply has no body", charged=None)
     try:
-        reply = wire.read_completion(request_id, json.dumps(line.body).encode())
-    except wire.UnreadableError as error:
+        reply = completion.read(request_id, body)
+    except UnreadableError as error:
         return Failed("batch", str(error), charged=None)
-    return reply if isinstance(reply, Reply) else Failed("request", reply.why, charged=None)
+    if isinstance(reply, Reply):
+        return reply
+    charged = None if reply.worked else False
+    return _of_status(reply.status, reply.error, f"error {reply.status} inside HTTP 200: {reply.says}", charged)
 
 
 def _failure(line: Line) -> Failed:
@@ -88,11 +92,16 @@ def _failure(line: Line) -> Failed:
     says = wire.server_says(error, error if isinstance(error, str) else "")
     status = line.status or 0
     why = ": ".join(filter(None, (f"HTTP {status}" if status >= 400 else "", says or code))) or "no answer, no reason"
+    # Without a status the server may have been at it, unless it says that it never came to it.
+    return _of_status(status, error, why, charged=False if status >= 400 or code in UNRUN_CODES else None)
+
+
+def _of_status(status: int, error: object, why: str, charged: bool | None) -> Failed:
+    says = wire.server_says(error, error if isinstance(error, str) else "")
     if wire.out_of_money(status or 429, error, says):
         return Failed("money", why)
     if status in (401, 403, 404):
         return Failed("setup", why)
     if 400 <= status < 500 and (status not in RETRIED_STATUS or wire.never_fits(status, says)):
         return Failed("request", why)
-    # Without a status the server may have been at it, unless it says that it never came to it.
-    return Failed("batch", why, charged=False if status >= 400 or code in UNRUN_CODES else None)
+    return Failed("batch", why, charged)

@@ -13,6 +13,7 @@ from spot.models import wire
 from spot.models.address import read_key
 from spot.models.base import Body
 from spot.models.batch_lines import URL
+from spot.models.connection import OversizedError, client
 from spot.models.failures import Diagnosis, Failure, dead, no_money
 from spot.models.pace import RetryPolicy
 
@@ -71,16 +72,21 @@ class Provider:
     nobody answers any more, `RunFailed` where nobody ever did.
     """
 
-    def __init__(self, model: str, base_url: str, api_key_env: str | None, timeout: float, policy: RetryPolicy) -> None:
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        api_key_env: str | None,
+        timeout: float,
+        policy: RetryPolicy,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         self.base_url = base_url
         key = read_key(api_key_env)
         self._diagnosis = Diagnosis(model, api_key_env, key, timeout)
         self._policy = policy
         self._reached = False
-        # Never `None`: the SDK would then send OPENAI_API_KEY to whatever server this is.
-        self._client = openai.AsyncOpenAI(
-            api_key=key or "none", base_url=base_url, max_retries=0, timeout=openai.Timeout(timeout, connect=10.0)
-        )
+        self._client = client(base_url, key, openai.Timeout(timeout, connect=10.0), headers)
 
     async def __aenter__(self) -> "Provider":
         return self
@@ -94,7 +100,7 @@ class Provider:
 
     def body(self, line: bytes) -> Body:
         """A line of a batch's output as it is kept."""
-        return Body(line)
+        return self._diagnosis.body(line)
 
     async def upload(self, name: str, file: IO[bytes]) -> str:
         """Upload a batch's input; returns the file's id."""
@@ -165,7 +171,7 @@ class Provider:
         for tries in range(1, self._policy.tries + 1):
             try:
                 result = await ask()
-            except (openai.APIError, httpx2.HTTPError, ValueError) as error:
+            except (openai.APIError, OversizedError, httpx2.HTTPError, ValueError) as error:
                 failure = self._failure(path, error)
                 self._reached = self._reached or failure.status is not None
                 if failure.about == "unclear" and not repeatable:

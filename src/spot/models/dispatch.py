@@ -24,6 +24,9 @@ GRACE = 2.0
 REFUSALS = 5
 """A request may be turned down (429) so many times as often as it may fail: mostly that is not about the request."""
 
+UNREADABLE = 2
+"""Tries of a request whose replies cannot be read: the same again is paid for again, and says nothing new."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -368,7 +371,10 @@ class Run:
             job.refusals += 1
         elif failure.about not in ("gone", "absent"):
             job.tries += 1
-        if job.tries >= tries or job.refusals >= REFUSALS * tries:
+        if (
+            job.tries >= (min(tries, UNREADABLE) if failure.about == "unreadable" else tries)
+            or job.refusals >= REFUSALS * tries
+        ):
             made = job.tries + job.refusals
             return self._done(job, replace(failure, why=f"{failure.why} ({made} tries)"))
         heapq.heappush(self._retries, (now + self._pool.policy.wait(max(1, job.tries)), next(self._order), job))

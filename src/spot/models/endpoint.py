@@ -12,22 +12,21 @@ Who is asked when is `dispatch`, how fast `pace`, what a failure means `failures
 
 import asyncio
 import json
-import ssl
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import httpx2
 import openai
 
 from spot.errors import UserError
-from spot.models import wire
+from spot.models import completion, wire
 from spot.models.address import checked_base_url, checked_base_urls, read_key
-from spot.models.base import Body, Gate, Reply, Request
+from spot.models.base import Gate, Reply, Request
+from spot.models.connection import Lines, OversizedError
 from spot.models.dispatch import Pool, Run, Server
-from spot.models.failures import PATIENCE, Diagnosis, Failure, Outcome, Triage, dead
+from spot.models.document import UnreadableError
+from spot.models.failures import PATIENCE, Diagnosis, Outcome, Triage, dead
 from spot.models.pace import Caps, RetryPolicy
 from spot.schema import Sampling
 
@@ -37,8 +36,7 @@ OMITTABLE = frozenset({"temperature", "top_p", "seed"})
 RESERVED = frozenset({"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens"})
 """What `extra_body` may not set: what is read of a reply, and how much it can cost, hang on these."""
 
-LANE = 8
-"""Tries that share one connection pool: every request walks its whole pool, which is slow where that is hundreds."""
+SECRET_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "cookie", "proxy-authorization"})
 
 
 class EndpointModel:
@@ -48,10 +46,10 @@ class EndpointModel:
     `api_key_env` names the environment variable that holds the key; `None` means that the servers want none.
     `concurrency` is the most requests in flight, those included that came back and are not yet taken from `generate`;
     how many are is found out (see `pace`). `connect_timeout` and `timeout` are the most seconds that connecting and
-    the whole of one try may take. `extra_body` is merged into every request; `omit` leaves out fields that a server
-    refuses (of `temperature`, `top_p`, `seed`), and `tokens_field` is what it calls the most tokens of a reply.
-    `requests_per_minute` and `tokens_per_minute` are caps over all URLs together. `gate` is asked before every try. A
-    model may serve several `generate` at once, in one event loop.
+    the whole of one try may take. `extra_body` is merged into every request, `extra_headers` are sent with it; `omit`
+    leaves out fields that a server refuses (of `temperature`, `top_p`, `seed`), and `tokens_field` is what it calls the
+    most tokens of a reply. `requests_per_minute` and `tokens_per_minute` are caps over all URLs together. `gate` is
+    asked before every try. A model may serve several `generate` at once, in one event loop.
 
     Raises `UserError` for a malformed URL, a missing key or wrong arguments, before anything is sent.
     """
@@ -66,6 +64,7 @@ class EndpointModel:
         timeout: float = 600.0,
         connect_timeout: float = 10.0,
         extra_body: Mapping[str, Any] | None = None,
+        extra_headers: Mapping[str, str] | None = None,
         omit: Sequence[str] = (),
         tokens_field: str = "max_tokens",
         retry: RetryPolicy | None = None,
@@ -86,7 +85,13 @@ class EndpointModel:
                 f"extra_body: {sorted(taken)[0]!r} cannot be set there; max_new_tokens is the limit of a reply, and "
                 "tokens_field what the server calls it"
             )
+        if taken := {name.lower() for name in extra_headers or {}} & SECRET_HEADERS:
+            raise UserError(
+                f"extra_headers: {sorted(taken)[0]!r} cannot be set there; put the key into an environment variable "
+                "and name that as api_key_env"
+            )
         self.name = model
+        self.headers = dict(extra_headers or {})
         self.base_urls = checked_base_urls(base_url)
         self.api_key_env = api_key_env
         self.fields = wire.Fields(frozenset(omit), dict(extra_body or {}), tokens_field)
@@ -96,11 +101,6 @@ class EndpointModel:
         self._diagnosis = Diagnosis(model, api_key_env, self._key, timeout)
         caps = Caps(requests_per_minute, tokens_per_minute)
         self._pool = Pool(self.base_urls, concurrency, retry or RetryPolicy(), caps)
-
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        """Made once: loading certificates takes longer than sending a hundred requests."""
-        return httpx2.create_ssl_context()
 
     @property
     def fingerprint(self) -> str:
@@ -121,7 +121,7 @@ class EndpointModel:
         """
         answered = bool(done) or any(server.answered for server in self._pool.servers)
         triage, gate = Triage(answered), self.gate
-        async with _Lines(self._key, self._connect_timeout, self._tls) as lines:
+        async with Lines(self._key, self._connect_timeout, self.headers) as lines:
 
             async def send(server: Server, request: Request) -> Outcome:
                 return await self._try(lines, server, request, sampling, gate)
@@ -155,7 +155,7 @@ class EndpointModel:
         return dead(" and ".join(self.base_urls), triage.held[-1].why, triage.answered)
 
     async def _try(
-        self, lines: "_Lines", server: Server, request: Request, sampling: Sampling, gate: Gate | None
+        self, lines: Lines, server: Server, request: Request, sampling: Sampling, gate: Gate | None
     ) -> Outcome:
         diagnosis = self._diagnosis
         try:
@@ -168,57 +168,19 @@ class EndpointModel:
                         cast_to=httpx2.Response,
                         content=wire.body(self.name, request, self.fields.of(request, sampling)),
                     )
-            body = Body(response.content, response.headers.get("content-type", ""))
+            body = diagnosis.body(response.content, response.headers.get("content-type", ""))
             if gate is not None:
                 await gate.received(request, body)
-            reply = wire.read_completion(request.id, body.content)
+            reply = completion.read(request.id, body)
         except openai.APIStatusError as error:
             return diagnosis.of_status(server.base_url, request.id, error, server.answered)
         except openai.APIConnectionError as error:
             return diagnosis.of_connection(server.base_url, request.id, error, server.reached)
         except TimeoutError:
             return diagnosis.of_timeout(request.id)
-        except wire.UnreadableError as error:
-            return Failure(request.id, "unclear", str(error), charged=None, status=200)
-        if isinstance(reply, Reply):
-            return replace(reply, body=body)
-        return Failure(request.id, "request", diagnosis.clean(reply.why), charged=None, status=200)
-
-
-class _Lines:
-    """The SDK's clients for one event loop, made as they are needed, `LANE` tries to a client."""
-
-    def __init__(self, key: str | None, connect_timeout: float, tls: ssl.SSLContext) -> None:
-        self._key = key
-        # Only connecting: how long the rest may take is counted over the whole try, not between two packets.
-        self._timeout = openai.Timeout(None, connect=connect_timeout)
-        self._free: dict[str, list[openai.AsyncOpenAI]] = {}
-        self._tls = tls
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> "_Lines":
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self._stack.aclose()
-
-    @contextmanager
-    def to(self, base_url: str) -> Generator[openai.AsyncOpenAI]:
-        """A client with room for one more try."""
-        free = self._free.setdefault(base_url, [])
-        if not free:
-            client = openai.AsyncOpenAI(
-                # Never `None`: the SDK would then send OPENAI_API_KEY to whatever server this is.
-                api_key=self._key or "none",
-                base_url=base_url,
-                max_retries=0,
-                timeout=self._timeout,
-                http_client=openai.DefaultAsyncHttpxClient(verify=self._tls, timeout=self._timeout),
-            )
-            self._stack.push_async_callback(client.close)
-            free += [client] * LANE
-        client = free.pop()
-        try:
-            yield client
-        finally:
-            free.append(client)
+        except (UnreadableError, OversizedError) as error:
+            return diagnosis.of_unreadable(request.id, error)
+        if isinstance(reply, completion.Rejected):
+            failure = diagnosis.of_rejected(server.base_url, request.id, reply, server.answered)
+            return replace(failure, retry_after=wire.retry_after(response.headers))
+        return reply

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -10,16 +10,20 @@ import openai
 
 from spot.errors import RunFailed, StoppedEarly, UserError
 from spot.models import wire
-from spot.models.base import Reply
+from spot.models.base import Body, Reply
+from spot.models.completion import Rejected
+from spot.models.connection import OversizedError
+from spot.models.document import UnreadableError
+from spot.models.secret import SECRET, without_key
 
 # That many requests given up in a row, with no answer in between, say that the endpoint is to blame and not they.
 PATIENCE = 8
 
 RETRIED_STATUS = frozenset({408, 409, 429})
 
-About = Literal["request", "unclear", "busy", "gone", "absent", "money", "setup"]
-"""Who failed: the request; it or the server; the server, which has too much to do, went away, or never was there; the
-account; the user's set-up."""
+About = Literal["request", "unclear", "unreadable", "busy", "gone", "absent", "money", "setup"]
+"""Who failed: the request; it or the server; this reader, to which the server would send the same again; the server,
+which has too much to do, went away, or never was there; the account; the user's set-up."""
 
 GOES_ON = "all replies so far are kept, the same command goes on"
 
@@ -53,20 +57,32 @@ class Diagnosis:
 
     def of_status(self, base_url: str, id: str, error: openai.APIStatusError, answered: bool) -> Failure:
         """An HTTP status that is an error, from a server that has `answered` something before or not."""
-        status, says = error.status_code, self.clean(wire.server_says(error.body, error.response.text))
-        why = f"HTTP {status}: {says}" if says else f"HTTP {status}"
-        about = self._about(status, error.body, says, answered)
+        says = wire.server_says(error.body, error.response.text)
+        failed = self._failed(base_url, id, (error.status_code, error.body, says), answered, "HTTP {}")
+        return replace(failed, retry_after=wire.retry_after(error.response.headers))
+
+    def of_rejected(self, base_url: str, id: str, rejected: Rejected, answered: bool) -> Failure:
+        """An error inside HTTP 200; what it worked for before is likely to be charged."""
+        told = (rejected.status, rejected.error, rejected.says)
+        failed = self._failed(base_url, id, told, answered, "error {} inside HTTP 200")
+        return replace(failed, charged=None if rejected.worked else failed.charged)
+
+    def of_unreadable(self, id: str, error: UnreadableError | OversizedError) -> Failure:
+        """A body in which nothing can be read; only where it was cut off may another try give more."""
+        kind = error.kind if isinstance(error, UnreadableError) else "foreign"
+        about: About = "unclear" if kind == "cut" else "unreadable" if kind == "garbled" else "request"
+        return Failure(id, about, self.clean(str(error)), charged=None, status=200)
+
+    def _failed(self, base_url: str, id: str, told: tuple[int, object, str], answered: bool, called: str) -> Failure:
+        status, body, says = told[0], told[1], self.clean(told[2])
+        called = called.format(status)
+        about = self._about(status, body, says, answered)
+        why = f"{called}: {says}" if says else called
         if about == "setup":
-            why = self._not_found(base_url, says) if status == 404 else self._key_refused(base_url, status)
-        return Failure(
-            id,
-            about,
-            why,
-            # Behind a proxy that gave up waiting somebody may have answered.
-            charged=None if status in (408, 502, 504) or status >= 520 else False,
-            status=status,
-            retry_after=wire.retry_after(error.response.headers),
-        )
+            why = self._not_found(base_url, says, called) if status == 404 else self._key_refused(base_url, called)
+        # Behind a proxy that gave up waiting somebody may have answered.
+        unknown = status in (408, 502, 504) or status >= 520
+        return Failure(id, about, why, charged=None if unknown else False, status=status)
 
     def of_connection(self, base_url: str, id: str, error: openai.APIConnectionError, reached: bool) -> Failure:
         """A connection that was not made or broke, to a server that was `reached` before or not."""
@@ -89,8 +105,19 @@ class Diagnosis:
         """One short line, without the key even where a server repeats it."""
         return wire.one_line(self._keyless(text))
 
+    def body(self, content: bytes, content_type: str = "") -> Body:
+        """What came, as it is kept; where it holds a secret key, without it."""
+        if self.key is None or len(self.key) < SECRET:
+            return Body(content, content_type)
+        return without_key(Body(content, content_type), self.key, f"[{self.api_key_env}]")
+
     def _keyless(self, text: str) -> str:
-        return text.replace(self.key, f"[{self.api_key_env}]") if self.key else text
+        if not self.key:
+            return text
+        key = re.escape(self.key)
+        # What stands for a key where none is wanted ("none", "x", "1") is part of many words.
+        key = key if len(self.key) >= SECRET else rf"(?<![^\W_]){key}(?![^\W_])"
+        return re.sub(key, lambda _: f"[{self.api_key_env}]", text)
 
     @staticmethod
     def _about(status: int, body: object, says: str, answered: bool) -> About:
@@ -102,25 +129,25 @@ class Diagnosis:
             return "request" if wire.never_fits(status, says) else "busy"
         return "unclear" if status in RETRIED_STATUS or status >= 500 else "request"
 
-    def _key_refused(self, base_url: str, status: int) -> str:
+    def _key_refused(self, base_url: str, called: str) -> str:
         if self.api_key_env is None:
             return (
-                f"{base_url} wants a key (HTTP {status}); put it into an environment variable and name that "
+                f"{base_url} wants a key ({called}); put it into an environment variable and name that "
                 "variable as api_key_env"
             )
         return (
-            f"{base_url} refuses the key in the environment variable {self.api_key_env} (HTTP {status}) for "
+            f"{base_url} refuses the key in the environment variable {self.api_key_env} ({called}) for "
             f"model {self.model!r}; set it to a key that is valid there"
         )
 
-    def _not_found(self, base_url: str, says: str) -> str:
+    def _not_found(self, base_url: str, says: str, called: str) -> str:
         if self.model not in says and not re.search(r"/v\d", urlsplit(base_url).path):
             return (
-                f"{base_url}/chat/completions does not exist (HTTP 404); the path of such a URL mostly ends in "
+                f"{base_url}/chat/completions does not exist ({called}); the path of such a URL mostly ends in "
                 f"/v1: try {base_url}/v1"
             )
         detail = f": {says}" if says else ""
-        return f"{base_url} has no model {self.model!r} (HTTP 404{detail})"
+        return f"{base_url} has no model {self.model!r} ({called}{detail})"
 
 
 Outcome = Reply | Failure

@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from spot.errors import StoppedEarly, UserError
-from spot.models import wire
+from spot.models import completion
 from spot.models.base import Body, Model, NoMore, Reply, Request, closed, request_key
 from spot.models.bodies import Kept, kept
 from spot.models.ledger import (
@@ -30,6 +31,9 @@ TEMPLATE_TOKENS = 64
 
 ELSEWHERE_EVERY = 1.0
 """Seconds between looks at what another process is waiting for."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class Turnstile(Protocol):
@@ -64,6 +68,7 @@ class RecordedModel:
         self._stage = stage
         self._prices = prices or Prices()
         self._max_cost = max_cost
+        self._said: set[str] = set()
 
     @property
     def gated(self) -> bool:
@@ -117,7 +122,7 @@ class RecordedModel:
         replies: list[Reply] = []
         booked: list[Operation] = []
         for one in group:
-            reply = wire.reread(ids_by_key[one.key], one.bodies)
+            reply = completion.reread(ids_by_key[one.key], one.bodies)
             if one.reply is None and reply is not None:
                 booked.append(self.operation(one.key, reply))
             elif one.reply is not None and (reply is None or reply.finish_reason == "error"):
@@ -127,7 +132,21 @@ class RecordedModel:
             replies += [reply] if reply else []
         if booked:
             await asyncio.to_thread(self._ledger.apply, booked)
+        self.tell_of(replies)
         return replies
+
+    def tell_of(self, replies: Sequence[Reply]) -> None:
+        """Say, once each, what a user should know of replies: what is odd, and another model behind the same name."""
+        for reply in replies:
+            if reply.remark and "" not in self._said:
+                self._said.add("")
+                _log.warning("%s: %s", self.name, reply.remark)
+            if reply.model and reply.model not in self._said:
+                before = sorted(self._said - {""})
+                self._said.add(reply.model)
+                if before:
+                    names = ", ".join(map(repr, before))
+                    _log.warning("%s: replies now name the model %r, before %s", self.name, reply.model, names)
 
     async def _asked(
         self, gate: "_LedgerGate", by_id: dict[str, Request], sampling: Sampling, answered: set[str]
@@ -163,6 +182,7 @@ class RecordedModel:
             async with closed(self._model.generate(requests, sampling, done | gate.skipped)) as groups:
                 async for group in groups:
                     await gate.replied(group)
+                    self.tell_of(group)
                     yield group
         finally:
             if self.gated:

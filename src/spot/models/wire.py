@@ -1,15 +1,15 @@
-"""What an OpenAI-compatible server sends, read without trust: completions, errors, Retry-After."""
+"""What goes to an OpenAI-compatible server, and what its errors mean; completions are read in `completion`."""
 
 import email.utils
 import json
 import math
 import re
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from spot.models.base import Body, Reply, Request, Usage
+from spot.models.base import Request
 from spot.schema import Sampling
 
 # What providers call an account that has to be topped up; they send it with 402, 403 or 429, some with 400.
@@ -17,27 +17,18 @@ _BROKE_CODES = frozenset(
     {
         *("insufficient_quota", "insufficient_balance", "insufficient_credits", "insufficient_funds", "arrearage"),
         *("billing_hard_limit_reached", "billing_not_active", "payment_required", "credit_balance_too_low"),
-        "exceeded_current_quota_error",
+        *("exceeded_current_quota_error", "budget_exceeded", "key_limit_exceeded"),
     }
 )
 _BROKE_WORDS = re.compile(
     r"insufficient[ _](quota|balance|credits?|funds)|balance is too low|out of credits?|(not|n't) have any credits?"
-    r"|billing hard limit|payment required",
+    r"|billing hard limit|payment required|used all (of )?(the |your )?(available )?credits|budget has been exceeded"
+    r"|\b(key|credit|spend(ing)?|monthly|budget) limit[\w ]{0,20} (exceeded|reached)|(exceeded|reached) (its|your|the) "
+    r"(\w+ )?(key|credit|spend(ing)?|monthly|budget) limit",
     re.IGNORECASE,
 )
 # With 429, yet waiting does not help: this one request is over a minute's limit all by itself.
 _NEVER_FITS = re.compile(r"request too large|reduce the length|must be reduced", re.IGNORECASE)
-
-
-class UnreadableError(Exception):
-    """The body is damaged (cut off, not JSON, not Unicode): it says nothing about the request, so it is asked again."""
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A whole, readable body that is no completion."""
-
-    why: str
 
 
 @dataclass(frozen=True)
@@ -70,106 +61,57 @@ def body(model: str, request: Request, fields: Mapping[str, Any]) -> bytes:
     return json.dumps(sent, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def read_completion(request_id: str, body: bytes) -> Reply | Rejected:
-    """The reply in a chat completion's body, reasoning text apart from the answer where the server keeps it apart.
-
-    Raises `UnreadableError` for a damaged body.
-    """
-    try:
-        completion: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        raise UnreadableError("the reply is cut off or not JSON; does the URL end in /v1?") from None
-    if not isinstance(completion, dict):
-        return Rejected("the reply is JSON but no chat completion")
-    fields = cast(dict[str, Any], completion)
-    choice = _first_choice(fields)
-    if choice is None:
-        says = server_says(fields.get("error"), "")
-        return Rejected(f"the reply holds no choices{': ' + says if says else ''}")
-    message: dict[str, Any] = choice.get("message") or {}
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        return Rejected("the reply's content is not text")
-    if not _is_unicode(content):
-        raise UnreadableError("the reply is not valid Unicode")
-    finish_reason, reasoning, usage = choice.get("finish_reason"), _reasoning(message), read_usage(fields.get("usage"))
-    if error := _no_answer(content, finish_reason, reasoning):
-        return Reply(request_id, "", "error", error=error, reasoning=reasoning, usage=usage)
-    ended = "length" if finish_reason == "length" else "stop"
-    return Reply(request_id, content, ended, reasoning=reasoning, usage=usage)
-
-
-def reread(request_id: str, bodies: Sequence[Body]) -> Reply | None:
-    """The first answer that today's reader finds in what came for a request, else the last reply without one."""
-    found: Reply | None = None
-    for body in bodies:
-        try:
-            reply = read_completion(request_id, body.content)
-        except UnreadableError:
-            continue
-        if isinstance(reply, Reply):
-            found = replace(reply, body=body)
-            if reply.finish_reason != "error":
-                break
-    return found
-
-
-def _no_answer(content: str, finish_reason: object, reasoning: str) -> str:
-    """Why what came is no answer; empty where it is one, be it cut off."""
-    if finish_reason == "length":
-        return ""
-    if finish_reason != "stop":
-        return f"finish_reason {finish_reason!r}"[:80]
-    if not content.strip():
-        return "empty content beside reasoning text" if reasoning else "empty content"
-    return ""
-
-
-def _reasoning(message: Mapping[str, Any]) -> str:
-    """Under either name that servers give it; half a surrogate pair in it is no reason to pay again."""
-    text = message.get("reasoning_content") or message.get("reasoning")
-    return text.encode(errors="replace").decode() if isinstance(text, str) else ""
-
-
-def read_usage(usage: object) -> Usage | None:
-    """The tokens that a reply was charged for; `None` where the server does not say, or says no two counts."""
-    if not isinstance(usage, dict):
-        return None
-    fields = cast(dict[str, Any], usage)
-    counts = [fields.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    if any(not isinstance(count, int) or isinstance(count, bool) or count < 0 for count in counts):
-        return None
-    return Usage(*cast(list[int], counts))
-
-
-def _first_choice(completion: Mapping[str, Any]) -> dict[str, Any] | None:
-    choices = completion.get("choices")
-    if not isinstance(choices, list) or not choices:
-        return None
-    first: Any = cast(list[Any], choices)[0]
-    if not isinstance(first, dict):
-        return None
-    choice = cast(dict[str, Any], first)
-    return choice if isinstance(choice.get("message"), dict) else None
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON can spell half a surrogate pair; such a string cannot be written to any file."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+_SAYS = ("message", "detail", "error", "msg", "error_msg", "status_msg", "base_resp", "errors")
+_CODES = ("code", "status", "status_code", "http_status", "error_code", "type")
+_MEANS = (
+    (429, re.compile(r"rate.?limit|too.?many.?requests|resource_?exhausted|throttl", re.IGNORECASE)),
+    (503, re.compile(r"overload|unavailable|insufficient_system|capacity|server is busy|try again", re.IGNORECASE)),
+    (401, re.compile(r"unauthori|authentication|invalid_?(api)?_?key|(invalid|incorrect) api key", re.IGNORECASE)),
+    (403, re.compile(r"permission|forbidden", re.IGNORECASE)),
+    (404, re.compile(r"not_?found|unexpected endpoint|no such|does not exist", re.IGNORECASE)),
+    (400, re.compile(r"invalid_?request|bad_?request|context_?length|content_?filter|moderation|invalid_arg", re.I)),
+)
+"""What errors without a status are called, and which status others send with the like."""
 
 
 def server_says(body: object, text: str) -> str:
     """The message in an error's body (already parsed where it was JSON), or its text; neither shortened nor cleaned."""
-    if isinstance(body, dict):
-        fields = cast(dict[str, Any], body)
-        for name in ("message", "detail", "error"):
-            if fields.get(name):
-                return str(fields[name])
+    fields = _fields(body)
+    for name in _SAYS:
+        if value := fields.get(name):
+            return value if isinstance(value, str) else server_says(value, "") or str(value)
     return text
+
+
+def is_error(body: Mapping[str, Any]) -> bool:
+    """Whether an object that is no completion is an error, in whatever form."""
+    return body.get("object") == "error" or any(body.get(name) for name in _SAYS)
+
+
+def status_of(error: object, says: str) -> int:
+    """The HTTP status that an error stands for that came with HTTP 200; 500 where it does not tell."""
+    told: list[str] = []
+    fields = _fields(error)
+    while fields:
+        for value in (fields.get(name) for name in _CODES):
+            if re.fullmatch(r"[45]\d\d", str(value)):
+                return int(str(value))
+            told += [value] if isinstance(value, str) else []
+        fields = next((inner for name in ("error", "base_resp") if (inner := _fields(fields.get(name)))), {})
+    if any(name.lower() in _BROKE_CODES for name in told) or _BROKE_WORDS.search(says):
+        return 402
+    for text in (" ".join(told), says[:300]):
+        for status, words in _MEANS:
+            if words.search(text):
+                return status
+    return 500
+
+
+def _fields(body: object) -> dict[str, Any]:
+    """An object; the first of a list of them, which some servers send errors in."""
+    if isinstance(body, list) and body:
+        body = cast(list[object], body)[0]
+    return cast(dict[str, Any], body) if isinstance(body, dict) else {}
 
 
 def out_of_money(status: int, body: object, says: str) -> bool:
@@ -178,7 +120,7 @@ def out_of_money(status: int, body: object, says: str) -> bool:
         return True
     if not 400 <= status < 500:
         return False
-    fields = cast(dict[str, Any], body) if isinstance(body, dict) else {}
+    fields = _fields(body)
     if any(str(fields.get(name)).lower() in _BROKE_CODES for name in ("code", "type")):
         return True
     # Other statuses may repeat the user's own text, in which somebody may well be out of funds.

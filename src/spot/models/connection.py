@@ -1,0 +1,140 @@
+"""Connections to a server: the SDK's clients, which take nothing from the environment that the user did not name here,
+and never read more than a body may hold."""
+
+import os
+import ssl
+from collections.abc import Generator
+from contextlib import AsyncExitStack, contextmanager
+from functools import cache
+from typing import Any
+
+import httpx2
+import openai
+
+from spot.errors import UserError
+
+LANE = 8
+"""Tries that share one connection pool: every request walks its whole pool, which is slow where that is hundreds."""
+
+MAX_BODY_BYTES = 64 * 2**20
+"""The most that a body may hold, decompressed. A reply of a million tokens with their log-probabilities fits."""
+
+
+class OversizedError(openai.OpenAIError):
+    """A body holds more than `MAX_BODY_BYTES`; what is beyond was not read."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the reply is over {MAX_BODY_BYTES >> 20} MiB long, decompressed; it was not read to its end")
+
+
+class _Bounded(openai.DefaultAsyncHttpxClient):
+    """Reads bodies a piece at a time, decompressing, and hangs up on one that is too long."""
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+        response = await super().send(request, stream=True, **options)
+        if stream:
+            return response
+        try:
+            content = bytearray()
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > MAX_BODY_BYTES:
+                    raise OversizedError
+        finally:
+            await response.aclose()
+        headers = [(name, value) for name, value in response.headers.raw if name.lower() not in _OF_THE_WIRE]
+        return httpx2.Response(
+            response.status_code, headers=headers, content=bytes(content), request=response.request,
+            extensions={name: value for name, value in response.extensions.items() if name != "network_stream"},
+        )  # fmt: skip
+
+
+_OF_THE_WIRE = (b"content-encoding", b"content-length", b"transfer-encoding")
+
+
+@cache
+def _tls(_: str | None, __: str | None) -> ssl.SSLContext:
+    """Made once: loading certificates takes longer than sending a hundred requests."""
+    return httpx2.create_ssl_context()
+
+
+def tls() -> ssl.SSLContext:
+    """The certificates that servers are checked with. Raises `UserError` where the environment names none that are."""
+    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+    named = [name for name in names if os.environ.get(name)]
+    try:
+        for name in named:
+            if not os.path.exists(os.environ[name]):  # noqa: PTH110 (a directory or a file, and nothing else is done)
+                raise FileNotFoundError("it does not exist")
+        return _tls(*(os.environ.get(name) for name in names))
+    except (OSError, ValueError) as error:
+        where = f"{named[0]}={os.environ[named[0]]}" if named else "the certificates"
+        raise UserError(f"{where} cannot be read ({error}); correct that environment variable, or unset it") from None
+
+
+def client(
+    base_url: str, key: str | None, timeout: openai.Timeout, headers: dict[str, str] | None = None
+) -> openai.AsyncOpenAI:
+    """A client of the SDK for one URL that tries once; raises `UserError` where a proxy's settings are wrong."""
+    try:
+        transport = _Bounded(verify=tls(), timeout=timeout)
+    except (ValueError, TypeError, httpx2.InvalidURL, ImportError) as error:
+        raise UserError(_proxy_is_wrong(error)) from None
+    made = openai.AsyncOpenAI(
+        # Never `None`: the SDK would then send OPENAI_API_KEY to whatever server this is.
+        api_key=key or "none",
+        admin_api_key="none",
+        base_url=base_url,
+        max_retries=0,
+        timeout=timeout,
+        http_client=transport,
+    )
+    # The SDK takes these from OPENAI_ORG_ID, OPENAI_PROJECT_ID and OPENAI_CUSTOM_HEADERS, which are another server's.
+    made.organization = made.project = None
+    made._custom_headers = dict(headers or {})  # pyright: ignore[reportPrivateUsage]
+    return made
+
+
+def _proxy_is_wrong(error: Exception) -> str:
+    names = [name for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY") for name in (name, name.lower())]
+    told = {name: _without_login(os.environ[name]) for name in names if os.environ.get(name)}
+    settings = ", ".join(f"{name}={value}" for name, value in told.items()) or "the system's settings"
+    mend = "install socksio" if isinstance(error, ImportError) else "expected something like http://127.0.0.1:3128"
+    why = "a SOCKS proxy needs the package socksio" if isinstance(error, ImportError) else str(error)
+    return f"the proxy in {settings} cannot be used ({why}); {mend}, or unset it (NO_PROXY names hosts without one)"
+
+
+def _without_login(url: str) -> str:
+    return url.rpartition("@")[2] if "@" in url else url
+
+
+class Lines:
+    """Clients for one event loop, made as they are needed, `LANE` tries to a client."""
+
+    def __init__(self, key: str | None, connect_timeout: float, headers: dict[str, str]) -> None:
+        self._key = key
+        # Only connecting: how long the rest may take is counted over the whole try, not between two packets.
+        self._timeout = openai.Timeout(None, connect=connect_timeout)
+        self._headers = headers
+        self._free: dict[str, list[openai.AsyncOpenAI]] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> "Lines":
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._stack.aclose()
+
+    @contextmanager
+    def to(self, base_url: str) -> Generator[openai.AsyncOpenAI]:
+        """A client with room for one more try."""
+        free = self._free.setdefault(base_url, [])
+        if not free:
+            made = client(base_url, self._key, self._timeout, self._headers)
+            self._stack.push_async_callback(made.close)
+            free += [made] * LANE
+        this = free.pop()
+        try:
+            yield this
+        finally:
+            free.append(this)
