@@ -70,8 +70,8 @@ class Bound:
             return None
         fitting = self.beta * PAPER_BOUND / self.mean if self.mean > 0 else math.inf
         return (
-            f"{self.told}; under about {TETHERS:g} the reward cannot tether, it only ranks: beta {_rounded(fitting):g} "
-            f"would give about {PAPER_BOUND:g}, as the paper's pairs have"
+            f"{self.told}; a bound under about {TETHERS:g} cannot tether: beta {_rounded(fitting):g} would give about "
+            f"{PAPER_BOUND:g}, as the paper's pairs have"
         )
 
 
