@@ -38,6 +38,7 @@ TRAIN: dict[str, tuple[Any, str, Any]] = {
         "adam_beta2": 0.6,
         "max_grad_norm": 3.0,
         "save_steps": 5,
+        "metric_for_best_model": "eval_task",
     }.items()
 }
 
@@ -54,13 +55,18 @@ def test_the_keys_of_an_adapter_reach_peft() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in TrainSection.model_fields if not key.startswith(("lora_", "eval_every"))]
+    "key", [key for key in TrainSection.model_fields if not key.startswith(("lora_", "eval_", "load_best"))]
 )
 def test_each_key_of_the_train_section_reaches_the_trainer(tmp_path: Path, key: str) -> None:
     value, argument, expected = TRAIN[key]
     args, default = arguments(tmp_path, **{key: value}), arguments(tmp_path, precision="fp32")
     assert getattr(args, argument) == expected != getattr(default, argument)
     assert (args.seed, args.output_dir, args.metrics_path) == (5, str(tmp_path / "work"), str(tmp_path / "m.jsonl"))
+
+
+def test_the_best_checkpoint_is_the_trainers_to_keep(tmp_path: Path) -> None:
+    args = arguments(tmp_path, load_best_model_at_end=True, metric_for_best_model="eval_task")
+    assert args.load_best_model_at_end and args.greater_is_better and args.eval_strategy == "no"
 
 
 def test_what_only_the_trainer_refuses_is_one_line(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ NOT_IDENTITY = frozenset(
         "report",
         "judge",
         "student.device",
-        "train.eval_every",  # changes nothing of what is trained
+        *("train.eval_every", "train.eval_tasks"),  # change nothing of what is trained
         *(
             f"{section}.{key}"
             for section in ("student", "rectify")
@@ -234,7 +234,10 @@ class TrainSection(Section):
     lora_r: int | None = Field(default=None, ge=1)  # an adapter of this rank is trained, not the whole model
     lora_alpha: int = Field(default=32, ge=1)
     lora_target_modules: list[str] = ["all-linear"]
-    eval_every: int | None = Field(default=None, ge=1)  # the tasks of `evaluate` are asked every so many steps, too
+    eval_every: int | None = Field(default=None, ge=1)  # tasks are asked every so many steps, too
+    eval_tasks: list[str] = []  # those tasks; by default the ones of `evaluate`
+    load_best_model_at_end: bool = False  # end with the step that is best by `metric_for_best_model`, one of eval_tasks
+    metric_for_best_model: str | None = None
 
     @property
     def objectives(self) -> list[str]:

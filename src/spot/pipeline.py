@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.text import Text
 
 from spot import __version__, stages
-from spot.config import NOT_IDENTITY, RunConfig, Stage
+from spot.config import NOT_IDENTITY, EvaluateSection, RunConfig, Stage
 from spot.disk import write_atomic
 from spot.errors import StoppedEarly, UserError
-from spot.evaluate.overlap import overlap_note
+from spot.evaluate.overlap import in_common, overlap_note
 from spot.hub import check_model_name, model_path
 from spot.opening import Asking, open_ledger, open_model, open_oracle, open_verifier
 from spot.rectify.run import objections
@@ -91,6 +91,10 @@ def preflight(
     during = "train" in ahead and config.train.eval_every is not None
     if during:
         yield "train.eval_every", partial(_check_tasks, config)
+    if "train" in ahead and (config.train.load_best_model_at_end or config.train.eval_tasks):
+        yield "train.load_best_model_at_end", partial(_check_best, config)
+    if during and config.train.eval_tasks:
+        yield "train.eval_tasks", partial(_check_disjoint, config, fetch or config.evaluate.data_dir is not None)
     if "evaluate" in ahead or during:
         # Rows of benchmarks come from a network, too.
         look = stages.exams if fetch or config.evaluate.data_dir else stages.tasks_of
@@ -110,8 +114,56 @@ def _check_thinking(config: RunConfig) -> None:
 
 
 def _check_tasks(config: RunConfig) -> None:
-    if not config.evaluate.tasks:
-        raise UserError("train.eval_every: there is nothing to evaluate; name tasks in evaluate.tasks")
+    if not (config.evaluate.tasks or config.train.eval_tasks):
+        raise UserError(
+            "train.eval_every: there is nothing to evaluate; name tasks in evaluate.tasks, or in train.eval_tasks"
+        )
+
+
+def _check_best(config: RunConfig) -> None:
+    """What is chosen by a task must not be reported on by it."""
+    train = config.train
+    if train.eval_every is None:
+        name = "load_best_model_at_end" if train.load_best_model_at_end else "eval_tasks"
+        raise UserError(f"train.{name}: nothing is measured on the way; set train.eval_every")
+    if train.load_best_model_at_end and not train.eval_tasks:
+        raise UserError(
+            "train.load_best_model_at_end: a checkpoint must not be chosen by what is reported on (evaluate.tasks); "
+            "name others in train.eval_tasks (of the lab: in_domain_tune)"
+        )
+    if train.load_best_model_at_end and train.metric_for_best_model is None:
+        names = ", ".join(
+            f"eval_{task.name}" for task in stages.tasks_of(choosing(config), config.problems, "skip", [])
+        )
+        raise UserError(f"train.load_best_model_at_end: set train.metric_for_best_model, one of {names}")
+
+
+def _check_disjoint(config: RunConfig, fetch: bool) -> None:
+    """Raise `UserError` where tasks to choose by share questions with those reported on; names alone unless `fetch`."""
+    both = [
+        {task.name: task for task in stages.tasks_of(section, config.problems, config.run.on_bad_row, [])}
+        for section in (choosing(config), config.evaluate)
+    ]
+    shared = next((f"{name} is a task of evaluate, too" for name in both[0] if name in both[1]), "")
+    if not shared and fetch:
+        chosen_by, reported = (
+            {
+                name: exam.problems
+                for name, exam in stages.exams(section, config.problems, config.run.on_bad_row, []).items()
+            }
+            for section in (choosing(config), config.evaluate)
+        )
+        shared = in_common(chosen_by, reported)
+    if shared:
+        raise UserError(
+            f"train.eval_tasks: {shared}; a checkpoint must not be chosen by what is reported on, name other questions "
+            "(of the lab: in_domain_tune)"
+        )
+
+
+def choosing(config: RunConfig) -> EvaluateSection:
+    """How the tasks are asked that a checkpoint is chosen by: as those of `evaluate` are."""
+    return config.evaluate.model_copy(update={"tasks": config.train.eval_tasks})
 
 
 class Pipeline:
@@ -303,15 +355,16 @@ class Pipeline:
             self.run / "model",
             self.run / "metrics.jsonl",
             self.console,
-            self._evaluation(),
+            self._evaluation(pairs),
             self.day().isoformat(),
         )
         self._drop("train", result.dropped)
         gc.collect()  # the trainer and its callbacks hold each other, with weights and optimizer state
         plain = f", prefixes not shared: {result.not_shared}" if result.not_shared else ""
-        return f"{result.steps:,} steps of {' + '.join(self.config.train.objectives)}{plain}"
+        kept = f", {result.kept}" if result.kept else ""
+        return f"{result.steps:,} steps of {' + '.join(self.config.train.objectives)}{kept}{plain}"
 
-    def _evaluation(self) -> "EvaluateTasks | None":
+    def _evaluation(self, pairs: list[Pair]) -> "EvaluateTasks | None":
         """What is measured during training."""
         every, config = self.config.train.eval_every, self.config
         if every is None:
@@ -319,7 +372,13 @@ class Pipeline:
         from spot.during import EvaluateTasks
 
         size = config.student.batch_size
-        return EvaluateTasks(self._exams([]), every, config.evaluate, self.run / "eval", size, self.console)
+        if not config.train.eval_tasks:
+            return EvaluateTasks(self._exams([]), every, config.evaluate, self.run / "eval", size, self.console)
+        section = choosing(config)
+        tasks = stages.exams(section, config.problems, config.run.on_bad_row, [])
+        for note in filter(None, (overlap_note(name, exam.problems, pairs) for name, exam in tasks.items())):
+            sys.stderr.write(f"warning: train.eval_tasks: {note}\n")
+        return EvaluateTasks(tasks, every, section, self.run / "checkpoints" / "eval", size, self.console)
 
     def _exams(self, bad_rows: list[Dropped]) -> "dict[str, Exam]":
         """What is measured, with the questions that the run keeps."""

@@ -249,7 +249,9 @@ def train_args(section: TrainSection, seed: int, work_dir: Path, metrics: Path) 
     """
     from spot.train.config import SpotConfig
 
-    values = section.model_dump(exclude={"objective", "eval_every", "lora_r", "lora_alpha", "lora_target_modules"})
+    values = section.model_dump(
+        exclude={"objective", "eval_every", "eval_tasks", "lora_r", "lora_alpha", "lora_target_modules"}
+    )
     renamed = {
         "loss_type": section.objectives,
         "per_device_train_batch_size": values.pop("pairs_per_step"),
@@ -325,6 +327,7 @@ def train(
             model_dir,
             args,
             show,
+            progress.say,
             peft_config=adapter,
             callbacks=callbacks,
             reference_progress=progress.reference,

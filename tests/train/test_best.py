@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 from tests.tiny_student import make_model, make_pairs, make_tokenizer
+from transformers import TrainerCallback
 
 from spot.errors import UserError
 from spot.train.config import SpotConfig
@@ -58,9 +59,14 @@ def config(directory: Path, **changes: Any) -> SpotConfig:
 def trainer(directory: Path, measure: StepMeasure | None, adapter: bool = False, **changes: Any) -> SpotTrainer:
     given: Any = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"])} if adapter else {}
     held_out = make_pairs(3) if changes.get("eval_strategy") else None
-    callbacks = [] if measure is None else [measure]
+    callbacks: list[TrainerCallback] = [] if measure is None else [measure]
     args = config(directory, **changes)
     return SpotTrainer(make_model(), args, make_pairs(10), held_out, make_tokenizer(), callbacks=callbacks, **given)
+
+
+def weights_of(done: SpotTrainer) -> dict[str, torch.Tensor]:
+    model: Any = done.model
+    return model.state_dict()
 
 
 def checkpoints(directory: Path) -> set[str]:
@@ -89,7 +95,7 @@ def test_it_ends_with_the_best_weights_and_their_shift(
     assert done.state.best_global_step == best and done.state.best_metric == scores[best]
     file = "adapter_model.safetensors" if adapter else "model.safetensors"
     weights = load_file(tmp_path / f"checkpoint-{best}" / file)
-    held = {name.replace(".default", ""): value for name, value in done.model.state_dict().items()}
+    held = {name.replace(".default", ""): value for name, value in weights_of(done).items()}
     assert weights and all(torch.equal(value, held[name]) for name, value in weights.items())
     assert done._delta == shift(tmp_path, best)  # pyright: ignore[reportPrivateUsage] (what evaluate() goes by)
     if best != 9:
@@ -106,7 +112,7 @@ def test_a_killed_training_ends_with_the_same(every: int, kill_at: int, tmp_path
         trainer(tmp_path / "killed", Scores(every, scores, kill_at)).train()
     resumed = trainer(tmp_path / "killed", Scores(every, scores))
     resumed.train(resume_from_checkpoint=bool(checkpoints(tmp_path / "killed")) or None)
-    ones, others = whole.model.state_dict(), resumed.model.state_dict()
+    ones, others = weights_of(whole), weights_of(resumed)
     assert all(torch.equal(ones[name], others[name]) for name in ones)
     assert whole._delta == resumed._delta  # pyright: ignore[reportPrivateUsage]
     assert checkpoints(tmp_path / "whole") == checkpoints(tmp_path / "killed")
@@ -115,7 +121,9 @@ def test_a_killed_training_ends_with_the_same(every: int, kill_at: int, tmp_path
     told = [[{name for name in row if name.startswith("eval/")} for row in state.log_history] for state in states]
     assert told[0] == told[1]
     files = [(tmp_path / name / "m.jsonl").read_text().splitlines() for name in ("whole", "killed")]
-    rows = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in file] for file in files]
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in file] for file in files
+    ]
     assert rows[0] == rows[1]
 
 
@@ -126,7 +134,7 @@ def test_pairs_rank_by_what_can_be_compared(tmp_path: Path) -> None:
     assert config(tmp_path, **evaluated, loss_type=["spot_bce"]).metric_for_best_model == "loss"
     done = trainer(tmp_path, None, **evaluated)
     done.train()
-    scores = {row["step"]: row["eval_rewards/chosen"] for row in done.state.log_history if "eval_loss" in row}
+    scores = {int(row["step"]): row["eval_rewards/chosen"] for row in done.state.log_history if "eval_loss" in row}
     best = max(scores, key=lambda step: scores[step])
     assert done.state.best_global_step == best and done._delta == shift(tmp_path, best)  # pyright: ignore[reportPrivateUsage]
     assert checkpoints(tmp_path) == {f"checkpoint-{best}", "checkpoint-9"}

@@ -2,12 +2,13 @@
 
 import json
 from collections import Counter
+from statistics import fmean
 from typing import Any
 
 from spot.config import RunConfig
 from spot.evaluate.overlap import overlap_note
 from spot.report.evaluation import evaluated
-from spot.report.summary import ChangeRatios, Counts, Summary, Training, read_metrics
+from spot.report.summary import ChangeRatios, Counts, Summary, Training, read_metrics, read_warnings
 from spot.schema import Attempt, Pair, Problem, Rectification, Row
 from spot.store import RunDirectory, read_dropped, read_rows
 
@@ -15,13 +16,16 @@ from spot.store import RunDirectory, read_dropped, read_rows
 def collect(run: RunDirectory, config: RunConfig) -> Summary:
     """The summary of what `run` holds so far; stages that did not run leave their part empty."""
     manifest = run.manifest
-    metrics = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    logged = run / "metrics.jsonl"
+    metrics = read_metrics(logged) if logged.exists() else []
+    warnings = [f"Training: {warning}." for warning in read_warnings(logged)] if logged.exists() else []
     steps = [row for row in metrics if row["step"] > 0]  # before the first one only tasks are measured
+    bounds = [row["rewards/bound"] for row in steps if "rewards/bound" in row]
     ratios = run / "change_ratios.json"
     stages = {stage: facts for stage, facts in manifest["stages"].items() if stage != "report"}
     resumed = [stage for stage, goes in manifest.get("goes", {}).items() if goes > 1 and stage in stages]
     evaluation = evaluated(run.path)
-    notes = [*config.report.notes, *_overlap(run), *evaluation.notes]
+    notes = [*config.report.notes, *warnings, *_overlap(run), *evaluation.notes]
     if resumed:
         notes.append(
             f"Resumed after a stop: {', '.join(resumed)}; their seconds and memory are those of the last go only."
@@ -40,6 +44,7 @@ def collect(run: RunDirectory, config: RunConfig) -> Summary:
         ),
         training=Training(
             steps=len(steps),
+            bound=fmean(bounds) if bounds else None,
             first=dict(steps[0]) if steps else {},
             last=dict(steps[-1]) if steps else {},
         ),

@@ -24,6 +24,7 @@ _HERE = Path(__file__).parent
 _MOST_TILES = 4
 _METRICS_FIRST = (
     *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/delta"),
+    "rewards/bound",
     *("tether/chosen", "tether/rejected", "kl/chosen", "grad_norm", "learning_rate"),
 )
 _NOT_METRICS = {"step", "epoch"}
@@ -157,7 +158,9 @@ def _training_reading(summary: Summary, broken_steps: int) -> str:
         if start is not None and end is not None:
             sentences.append(f"the {name} went from {_number(start)} to {_number(end)}")
     text = "From the first logged step to the last, " + prose.listed(sentences) + "." if sentences else ""
-    chosen = last.get("rewards/chosen")
+    chosen, bound = last.get("rewards/chosen"), summary.training.bound
+    if bound is not None:
+        text += f" A chosen reward can reach {bound:.3g} at most: beta times the reference’s nats of a correction."
     if chosen is not None and chosen < 0:
         text += " The chosen reward ended below zero: the corrections became less likely than before training."
     if broken_steps:

@@ -116,9 +116,13 @@ class ChangeRatios(Part):
 
 
 class Training(Part):
-    """The first and last row of metrics; a metric that is not a number is `None`."""
+    """The first and last row of metrics; a metric that is not a number is `None`.
+
+    `bound` is what chosen rewards can reach at most, a mean over the steps.
+    """
 
     steps: Count
+    bound: float | None = None
     first: dict[str, float | None] = {}
     last: dict[str, float | None] = {}
 
@@ -196,6 +200,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         numbers = {key: float(value) for key, value in row.items() if _is_number(value)}
         by_step.setdefault(int(step), {}).update(numbers)
     return [by_step[step] for step in sorted(by_step)]
+
+
+def read_warnings(path: Path) -> list[str]:
+    """What was said while training went on, in the order of the steps, from rows that `read_metrics` has read."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [str(warning) for row in rows for warning in row.get("warnings", ())]
 
 
 def _is_number(value: object) -> bool:

@@ -1,7 +1,7 @@
 """The best checkpoint, kept beside the last: by what, where it lies, and how a resume knows of it.
 
-Evaluated pairs are ranked by transformers' Trainer. Tasks are measured behind a step's checkpoint, so that a kill in the
-midst of asking costs no training; the best score is then added to that checkpoint's state.
+Evaluated pairs are ranked by transformers' Trainer. Tasks are measured behind a step's checkpoint, so that a kill
+while they are asked costs no training; a best score is then added to that checkpoint's state.
 """
 
 import json
@@ -39,7 +39,7 @@ def check_metric(args: SpotConfig, tasks: Collection[str], has_pairs: bool) -> N
 
 
 def is_best(score: float, state: TrainerState, args: SpotConfig) -> bool:
-    """Whether `score` beats those of all steps before; the student before training is no checkpoint and does not count."""
+    """Whether `score` beats those of all steps before; that of the student before training does not count."""
     best: float | None = state.best_metric
     return bool(state.global_step) and (best is None or (score > best if args.greater_is_better else score < best))
 
@@ -63,13 +63,16 @@ def drop_surplus(args: SpotConfig, state: TrainerState) -> None:
 
 
 def told(args: SpotConfig, state: TrainerState) -> str:
-    """Which step's weights training ends with, in a few words; empty where these are the last step's without a choice."""
+    """Which step's weights training ends with, in a few words; empty where the last step's were not chosen."""
     name = metric_of(args)
     if not args.load_best_model_at_end or name is None:
         return ""
     if state.best_global_step is None:
         return f"no step was ranked by {name}, so these are the last step's weights"
-    before = next((row[f"eval/{name}"] for row in state.log_history if row["step"] == 0 and f"eval/{name}" in row), None)
-    worse = before is not None and not (state.best_metric > before if args.greater_is_better else state.best_metric < before)
+    before = next(
+        (row[f"eval/{name}"] for row in state.log_history if row["step"] == 0 and f"eval/{name}" in row), None
+    )
+    best: float = state.best_metric or 0.0
+    worse = before is not None and (best <= before if args.greater_is_better else best >= before)
     base = f"; before training it was {before:.4g}, so no step improved it" if worse else ""
-    return f"best of all steps by {name}: step {state.best_global_step} ({state.best_metric:.4g}){base}"
+    return f"best of all steps by {name}: step {state.best_global_step} ({best:.4g}){base}"

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,20 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
 
     Checkpoints are not atomic, but `trainer_state.json` is their last file: one that parses closes a whole checkpoint.
     """
-    numbered = [
-        (int(path.name.removeprefix("checkpoint-")), path)
-        for path in directory.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit()
-    ]
+    numbered = [(step_of(path), path) for path in directory.glob("checkpoint-*") if step_of(path) is not None]
     return next((path for _, path in sorted(numbered, reverse=True) if _is_whole(path)), None)
+
+
+def nearest_checkpoint(directory: Path, step: int) -> Path | None:
+    """The whole checkpoint in `directory` whose step is nearest to `step`, the earlier of two."""
+    whole = [path for path in directory.glob("checkpoint-*") if step_of(path) is not None and _is_whole(path)]
+    return min(whole, key=lambda path: (abs((step_of(path) or 0) - step), step_of(path)), default=None)
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in a checkpoint's name; `None` where it has none."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else None
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -67,7 +75,7 @@ class TrainingState:
     """Our state beside the Trainer's.
 
     The shift and the steps behind it, the reference's key, the settings, and the metrics of steps since the last log;
-    the day that prompts print, where they print one.
+    the day that prompts print, where they print one; and the watch's (older checkpoints have none).
     """
 
     delta: float
@@ -76,6 +84,7 @@ class TrainingState:
     settings: dict[str, Any]
     unlogged: list[dict[str, float]]
     day: str | None = None
+    watch: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def save(self, checkpoint: Path) -> None:
         """Write into `checkpoint`."""
@@ -129,7 +138,7 @@ class MetricsFile:
                 kept.append(line)
         write_atomic(self.path, "".join(kept))
 
-    def append(self, row: Mapping[str, float]) -> None:
+    def append(self, row: Mapping[str, Any]) -> None:
         """Add one line."""
         with disk_errors(self.path), self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -6,7 +6,6 @@ import torch
 
 from spot.train.step import StepResult
 
-
 STEP_METRICS = (
     *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/delta"),
     *("logps/chosen", "logps/rejected", "kl/chosen", "shared_fraction"),

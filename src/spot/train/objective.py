@@ -89,6 +89,11 @@ class Objective:
         return any(name not in CHOSEN_ONLY for name in self.names)
 
     @property
+    def has_rewards(self) -> bool:
+        """Whether beta counts: the loss is one of rewards, not of tokens alone."""
+        return any(name not in TOKEN_OBJECTIVES for name in self.names)
+
+    @property
     def scores_rejected(self) -> bool:
         """Whether the rejected answers are scored, for the loss or for the log alone."""
         return self.trains_rejected or self.score_rejected

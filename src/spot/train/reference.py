@@ -61,6 +61,10 @@ class Reference:
             "rejected": self.rejected_token_logps.split(self.rejected_lengths.tolist()),
         }
 
+    def nats(self, count: int) -> Tensor:
+        """Minus the log-probability of the first `count` pairs' chosen answers, summed over tokens, `(count,)` fp64."""
+        return torch.stack([-answer.sum(dtype=torch.float64) for answer in self._answers["chosen"][:count]])
+
     def padded(self, side: Side, indices: Sequence[int], width: int) -> Tensor:
         """The answers of `side` of the pairs `indices`, `(len(indices), width)`, 0 on padding."""
         rows = torch.zeros(len(indices), width)

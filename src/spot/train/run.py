@@ -67,7 +67,7 @@ def fit(
 ) -> TrainResult:
     """Train `student` on `pairs` and save it to `output_dir`, which appears whole or not at all.
 
-    `notify` is told, before training starts, what a user would not expect; `callbacks` are the trainer's. Checkpoints
+    `notify` is told what a user would not expect; `callbacks` are the trainer's. Checkpoints
     lie in `args.output_dir`; training goes on from the last whole one there. One line a step is written to
     `args.metrics_path`. Raises `UserError` on pairs that cannot be trained on, before any weight is loaded, and
     `RunFailed` where the loss is not finite or the reference of a resumed run is missing.
@@ -82,6 +82,7 @@ def fit(
         if notify is not None:
             for notice in notices(trainer, args):
                 notify(notice)
+            trainer.notify = notify
         trainer.remove_callback(PrinterCallback)
         if progress is not None:
             trainer.add_callback(_Progress(progress))

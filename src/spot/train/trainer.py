@@ -30,7 +30,7 @@ from spot.hub import model_path, stop_ids
 from spot.objectives import update_shift
 from spot.train import best
 from spot.train.adapter import adapter_settings, add_adapter, check_no_adapter, language_model, without_adapter
-from spot.train.checkpoints import MetricsFile, TrainingState, is_of_tasks, saving
+from spot.train.checkpoints import MetricsFile, TrainingState, is_of_tasks, nearest_checkpoint, saving
 from spot.train.checks import check_budget
 from spot.train.config import SpotConfig
 from spot.train.liger import liger_kind
@@ -51,6 +51,7 @@ from spot.train.reference import (
 from spot.train.sampler import StepSampler, in_steps
 from spot.train.step import StepResult, mean_chosen_tokens, run_step
 from spot.train.upload import upload
+from spot.train.watch import Bound, Watch, advice
 from spot.train.weights import freeze_precision, load_tokenizer, save_in_source_form, take_master_weights
 
 __all__ = ["SpotConfig", "SpotTrainer"]
@@ -64,7 +65,8 @@ class SpotTrainer(Trainer):
     rejected answers, in any form that `as_preferences` reads (a path, too); `eval_dataset` too. With `peft_config` a
     new adapter is trained, and under
     `bf16` the weights below it keep their own precision. The reference is the model as it is given, without an adapter.
-    `reference_progress`, where it is set, is called with how many pairs the reference has scored, of how many.
+    `reference_progress`, where it is set, is called with how many pairs the reference has scored, of how many, and
+    `notify` with a line on what beta can do before the first step, and where training undoes itself (`Watch`).
     A callback that is a `StepMeasure` measures the student on the way; losses and weights are those without it.
     `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not shared,
     `not_varlen` why a row's attention takes two calls a pair and not one in all, both `None` where all is as fast as
@@ -129,7 +131,11 @@ class SpotTrainer(Trainer):
         self._saved = -1
         self._key = ""
         self._since_log = StepMeans()
-        self._taken: tuple[StepResult, float] | None = None
+        self._taken: tuple[StepResult, list[int], float] | None = None
+        self._watch = Watch()
+        self._nats = torch.zeros(0, dtype=torch.float64)
+        self._bound = Bound(0.0, 0.0, args.beta)
+        self.notify: Callable[[str], None] = lambda _: None
         self._num_parameters = student.num_parameters(exclude_embeddings=True)
         self.add_callback(_Hooks(self))
 
@@ -150,6 +156,11 @@ class SpotTrainer(Trainer):
             self.reference = load_reference(self._reference_path, self._key, self._ranks)
         if self.metrics_file is not None:
             self.metrics_file.begin(step)
+        assert self.reference is not None
+        self._nats = self.reference.nats(self.num_train)
+        self._bound = Bound.of(self._nats, self.args.beta)
+        if self.args.objective.has_rewards:
+            self._tell_bound(step)
         # As in that file: a checkpoint that was written for being the best knows of scores that are measured again.
         again = [row for row in self.state.log_history if row["step"] == step and is_of_tasks(row)]
         self.state.log_history = [row for row in self.state.log_history if row not in again]
@@ -342,20 +353,44 @@ class SpotTrainer(Trainer):
         result = self._run_step(inputs, self.accelerator.backward)
         if found := self._not_finite(result, inputs):
             self._stop(*found)
-        self._taken = result, started
+        self._taken = result, list(inputs), started
         return torch.tensor(result.loss, device=self.args.device)
 
     def end_step(self) -> None:
         """Count the step in, after the weights have been updated: a checkpoint before has nothing of it."""
         assert self._taken is not None
-        result, started = self._taken
-        self._since_log.add(self._metrics(result), result.tokens, started)
+        result, indices, started = self._taken
+        row = self._metrics(result) | {"rewards/bound": self.args.beta * float(self._nats[indices].mean())}
+        self._since_log.add(row, result.tokens, started)
+        self._look_out(row["rewards/chosen"])
         batch_mean = float((result.chosen_rewards + result.rejected_rewards).mean()) / 2  # eq. 10
         kind = self.args.shift_kind
         self._delta = update_shift(self._delta, batch_mean, self._steps, kind=kind, decay=self.args.shift_decay)
         self._steps += 1
         # The Trainer sums what each process counted.
         self.current_flos += 6 * self._num_parameters * result.tokens / self.args.world_size
+
+    def _tell_bound(self, step: int) -> None:
+        warning = self._bound.warning
+        self.notify(f"warning: {warning}" if warning else self._bound.told)
+        if warning and step == 0:
+            self._watch.untold.append(warning)
+
+    def _look_out(self, chosen_reward: float) -> None:
+        """Say what the watch has seen in the step that ends, and keep the checkpoint that it points back to."""
+        shifted = self.args.shift_kind != "none"
+        step = self.state.global_step
+        found = self._watch.see(step, chosen_reward, self._delta if shifted else 0.0, self._bound.mean)
+        if found is None:
+            return
+        what, since = found
+        before = nearest_checkpoint(Path(str(self.args.output_dir)), since)
+        if self.args.metric_for_best_model is None and self.state.best_model_checkpoint is None and before is not None:
+            self.state.best_model_checkpoint = str(before)  # so that save_total_limit does not delete it
+        ways = advice(self.args.loss_type, shifted, self._bound, before and before.name)
+        line = f"step {step}: {what}, since about step {since}; {ways}"
+        self._watch.untold.append(line)
+        self.notify(f"warning: {line}")
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
         """Nothing more: `end_step` counts them."""
@@ -411,8 +446,11 @@ class SpotTrainer(Trainer):
             logs.update(self._since_log.logged())  # its loss too, which a resumed Trainer would only know in part
             self._since_log = StepMeans()
         super().log(logs, start_time)
+        warnings = {"warnings": self._watch.untold} if is_step and self._watch.untold else {}
+        if is_step:
+            self._watch.untold = []
         if (is_step or any(name.startswith(("eval_", "eval/")) for name in logs)) and self.metrics_file is not None:
-            self.metrics_file.append({"step": self.state.global_step, **logs})
+            self.metrics_file.append({"step": self.state.global_step, **logs, **warnings})
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model in the precision it came in, with tokenizer, chat template and generation config.
@@ -452,7 +490,8 @@ class SpotTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             day = None if self.chat.day is None else self.chat.day.isoformat()
-            state = TrainingState(self._delta, self._steps, self._key, self._settings(), self._since_log.rows, day)
+            settings, unlogged = self._settings(), self._since_log.rows
+            state = TrainingState(self._delta, self._steps, self._key, settings, unlogged, day, self._watch.state)
             state.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -461,6 +500,7 @@ class SpotTrainer(Trainer):
             state.check(self._settings(), Path(checkpoint))
             self._delta, self._steps, self._key = state.delta, state.steps, state.reference_key
             self._since_log = StepMeans(state.unlogged)
+            self._watch = Watch(**state.watch)
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _settings(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A watch over rewards and shift: says while it happens that training undoes what it has learned, and what beta can do.
 
-The chosen reward is the one thing logged that tells learning from ranking: beta times how much likelier the corrections
-have become. The method's tether holds it by stopping early at each pair that is learned, `beta * (1 - sigmoid(r+ - d))`.
+The chosen reward is the one thing logged that tells learning from ranking: beta times how much likelier the
+corrections have become. The method's tether, `beta * (1 - sigmoid(r+ - d))`, stops early at each pair that is learned.
 Two things can go wrong, whatever the loss says, which falls all the while:
 
 - *slack*: rejected rewards fall without bound, the shift d follows them down, and `r+ - d` is large although r+ is not:
@@ -15,6 +15,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 DECAY = 0.9
 """Of the smoothing, the shift's own default: a batch's pairs differ, and some ten steps tell the trend."""
 
@@ -27,8 +29,11 @@ FALL = 0.25
 FALL_OF_BOUND = 0.05
 """and of the most that a chosen reward can be."""
 
-NOISE = 3.0
-"""Standard errors of the smoothed reward's fall."""
+FIRST = 20
+"""Steps before anything is said: as many as the smoothing needs to forget its first."""
+
+NOISE_DECAY = 0.98
+"""Of the variance from step to step, which needs more steps than a trend to be known."""
 
 TETHERS = 10.0
 """A bound of the chosen reward under which no tether closes by learning; method.md has the runs."""
@@ -45,12 +50,17 @@ class Bound:
     low: float
     beta: float
 
+    @classmethod
+    def of(cls, nats: Tensor, beta: float) -> "Bound":
+        """From the reference's nats of each correction, `(num_pairs,)`."""
+        return cls(beta * float(nats.mean()), beta * float(nats.quantile(0.1)), beta)
+
     @property
     def told(self) -> str:
         """The bound in a few words."""
         return (
-            f"with beta {self.beta:g} a chosen reward reaches at most {self.mean:.3g}, and {self.low:.3g} for a tenth of "
-            "the pairs (beta times the nats of a correction under the reference)"
+            f"with beta {self.beta:g} a chosen reward reaches at most {self.mean:.3g}, for a tenth of the pairs "
+            f"{self.low:.3g} (beta times the nats of a correction under the reference)"
         )
 
     @property
@@ -60,8 +70,8 @@ class Bound:
             return None
         fitting = self.beta * PAPER_BOUND / self.mean if self.mean > 0 else math.inf
         return (
-            f"{self.told}; under about {TETHERS:g} the reward cannot tether, it only ranks: beta {_rounded(fitting):g} "
-            f"would give about {PAPER_BOUND:g}, as the paper's pairs have"
+            f"{self.told}; a bound under about {TETHERS:g} cannot tether: beta {_rounded(fitting):g} would give about "
+            f"{PAPER_BOUND:g}, as the paper's pairs have"
         )
 
 
@@ -74,10 +84,13 @@ class Watch:
     weight: float = 0.0
     last: float = 0.0
     variance: float = 0.0
+    variance_weight: float = 0.0
     peak: float = 0.0
     peak_step: int = 0
     negative_since: int = 0
     said: list[str] = field(default_factory=list[str])
+    untold: list[str] = field(default_factory=list[str])
+    """Lines that no logged row has had yet."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -91,13 +104,14 @@ class Watch:
         """
         if self.steps:
             change = (chosen - self.last) ** 2 / 2
-            self.variance = change if self.steps == 1 else DECAY * self.variance + (1 - DECAY) * change
+            self.variance = NOISE_DECAY * self.variance + (1 - NOISE_DECAY) * change
+            self.variance_weight = NOISE_DECAY * self.variance_weight + (1 - NOISE_DECAY)
         self.chosen = DECAY * self.chosen + (1 - DECAY) * chosen
         self.weight = DECAY * self.weight + (1 - DECAY)
         self.steps, self.last = self.steps + 1, chosen
         if shift >= 0:
             self.negative_since = step
-        if self.steps < 1 / (1 - DECAY):
+        if self.steps < FIRST:
             return None
         now = self.chosen / self.weight
         if now > self.peak:
@@ -117,15 +131,17 @@ class Watch:
         if not (now < CLOSED < now - shift and -shift > now):
             return ""
         return (
-            f"the chosen reward is {now:.2f}, but the shift has followed the rejected ones down to {shift:.2f}: the "
-            f"tether is {_gate(now - shift):.0%} open where {_gate(now):.0%} would be without a shift, so the loss ranks "
+            f"the chosen reward is {now:.2f}, and the shift followed the rejected ones down to {shift:.2f}: the tether "
+            f"is {_gate(now - shift):.0%} open, without a shift it would be {_gate(now):.0%}; the loss now ranks "
             "and no longer holds the corrections"
         )
 
     def _turned(self, now: float, bound: float) -> str:
-        # An exponential mean of independent steps has (1 - DECAY) / (1 + DECAY) of their variance; a fall has two.
-        error = math.sqrt(2 * self.variance * (1 - DECAY) / (1 + DECAY))
-        if self.peak - now <= max(FALL * self.peak, FALL_OF_BOUND * bound, NOISE * error):
+        # An exponential mean of independent steps has (1 - DECAY) / (1 + DECAY) of their variance, and the highest and
+        # the lowest of n such means lie at most some 2 sqrt(2 log n) standard deviations apart where only noise moves.
+        error = math.sqrt(self.variance / self.variance_weight * (1 - DECAY) / (1 + DECAY))
+        spread = 2.5 * error * math.sqrt(2 * math.log(self.steps))
+        if self.peak - now <= max(FALL * self.peak, FALL_OF_BOUND * bound, spread):
             return ""
         if now < 0:
             return f"the chosen reward is {now:.2f}: the corrections are less likely than before training"
