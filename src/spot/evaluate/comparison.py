@@ -30,8 +30,8 @@ class Change:
     `gained` counts the questions that went from wrong to right (0->1), `lost` those from right to wrong (1->0). Of
     several samples a question is right where more than half are.
 
-    The verdict `lost` is a fall that is certain (the interval is below 0) and may be larger than the margin; `kept` is that a fall
-    larger than the margin can be excluded; else there is not enough evidence.
+    The verdict `lost` is a fall that is certain (the interval is below 0) and may be larger than the margin; `kept`
+    says that a larger fall can be excluded; else there is not enough evidence.
     """
 
     before: float

@@ -118,8 +118,8 @@ def as_json(found: Compared, margin: float) -> str:
 def _notes(found: Compared, margin: float) -> list[str]:
     notes = [
         "Accuracies in per cent, means over repetitions and questions; differences in points, paired by question, with "
-        "95% intervals from a Bayesian bootstrap over the questions and one that was not asked. 0->1: questions that went "
-        "from wrong to right; 1->0: from right to wrong (of several samples, right is more than half). "
+        "95% intervals from a Bayesian bootstrap over the questions and one that was not asked. 0->1: questions that "
+        "went from wrong to right; 1->0: from right to wrong (of several samples, right is more than half). "
         f"Kept: a loss of more than {100 * margin:g} points can be excluded; lost: a loss is certain, and may be more "
         "than that."
     ]
