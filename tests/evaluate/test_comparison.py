@@ -121,7 +121,10 @@ def compared_alone(old: Sequence[Sequence[str]], new: Sequence[Sequence[str]]) -
 def test_nothing_changed_is_no_certainty() -> None:
     same = compared_alone([["1"]] * 20, [["1"]] * 20)
     share_otherwise = 1 - 0.05 ** (1 / 20)
-    assert (same.mean, same.low, same.high) == (0, pytest.approx(-share_otherwise), pytest.approx(share_otherwise))
+    assert (same.mean, same.low, same.high) == (
+        *(0, pytest.approx(-share_otherwise, abs=0.01)),
+        pytest.approx(share_otherwise, abs=0.01),
+    )
     assert same.verdict(0.02) == "not enough evidence"
     many = compared_alone([["1"]] * 2000, [["1"]] * 2000)
     assert many.verdict(0.02) == "kept"
@@ -190,7 +193,8 @@ def test_the_tables_have_the_paper_s_order_and_say_the_same() -> None:
     text = tables.markdown(found, 0.02)
     assert "| **in-domain avg** | **75.0** | **100.0** | **+25.0 [" in text and "| lost | 30 |" in text
     latex = tables.latex(found, 0.02)
-    assert r"spot\_10\% & 100.0 & 100.0 & 100.0 &" in latex and latex.count("&") == 6 * 6
+    assert "| 10 | 0 | kept | 20 |" in text and r"$1\to0$ & 0 & 0 & 0 & 20 & 30 & 50 \\" in latex
+    assert r"spot\_10\% & 100.0 & 100.0 & 100.0 &" in latex and latex.count("&") == 9 * 6
     content = json.loads(tables.as_json(found, 0.02))
     assert content["tasks"]["ifeval_x"]["verdict"] == "lost" and content["averages"]["in_domain"]["mean"] == 0.25
 

@@ -44,6 +44,7 @@ def test_numbers_on_the_page_are_those_of_the_summary(new_run: NewRun) -> None:
         exact = [*sides, *(one["difference"][name] for name in ("mean", "low", "high"))]
         assert shown == pytest.approx([100 * value for value in exact], abs=0.0501)
         assert verdict == one["verdict"]
+        assert row[7:9] == [str(one["difference"]["gained"]), str(one["difference"]["lost"])]
 
 
 def summary_of(run: Path, **changes: Any) -> Summary:

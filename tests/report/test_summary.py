@@ -27,7 +27,7 @@ def test_a_summary_survives_writing_and_reading(new_run: Callable[..., Path]) ->
 
 
 def test_the_statistics_fit_the_summary_as_they_are() -> None:
-    score = Score(0.5, None, 1, 1, 0, 0)
+    score = Score(0.5, None, 1, 1, 0, 0, low=0.05, high=0.95)
     assert Accuracy(**asdict(score)).model_dump() == asdict(score)
 
 

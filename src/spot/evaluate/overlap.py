@@ -1,23 +1,54 @@
-"""Questions of the evaluation that were trained on: their accuracy after training says nothing about new questions."""
+"""Questions of the evaluation that were trained on: their accuracy after training says nothing about new questions.
 
-import re
+What is compared is the question's own text, not the prompt around it: what all questions of a benchmark begin and end
+with is its template and is taken off, and a question is looked for anywhere in a pair's prompt. Case, white space,
+punctuation and how LaTeX spaces and sizes a formula do not count (`wording`).
+
+* `exact`: the question stands in the prompt. One of few words, which may be part of another question, has to begin and
+  end where a sentence does.
+* `near`: at most `EDITED` of its words (none below `FEW_WORDS`) were changed, removed or put in, and the numbers are the
+  same in the same order. The same template with other numbers is another question; so is another position of a board.
+"""
+
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from spot.schema import Pair, Problem, Prompt, as_messages, text_of
+from rapidfuzz.distance import Levenshtein
 
-NGRAM = 13
-"""Words in a row that do not come together twice by chance; what data sets are usually compared by."""
+from spot.evaluate.prompting import CHOICE, MATH
+from spot.evaluate.wording import GRID, Wording, wording
+from spot.schema import Pair, Problem, Prompt, as_messages
 
-COVERED = 0.8
-"""The share of a question's words, inside such n-grams, from which on it counts as the same question."""
-
+EDITED = 0.125
+"""Up to 10% has to be found; a replaced formula may count as a word more than its author would say."""
+FEW_WORDS = 10
+FEW_TOKENS = 12
+"""A question of fewer is looked for where a sentence begins and ends only."""
+GRAM = 4
 BOILERPLATE = 50
-"""An n-gram of more questions than this is how a benchmark asks, not what."""
+"""An n-gram of more questions than this is looked up only for questions that have hardly any other."""
+ANCHORS = 8
+SHARED_ANCHORS = 0.25
+TEMPLATE_OF = 8
+"""With so many questions, what all begin and end with is how they are asked."""
 
-# A number; one CJK character; a word; a sign that makes another formula of the same numbers.
-_WORD = re.compile(r"\d+|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]|[^\W\d_]+|[-+*/^=<>|%]")
+_TEMPLATES = tuple(wording(text.split("}", 1)[1].replace("{options}", "")).tokens for text in (MATH, CHOICE))
+# Words that lead up to a question, and those that follow it, where no punctuation does.
+_BEFORE = frozenset(
+    "problem question q task exercise user human instruction input prompt please following inst >".split()
+)
+_AFTER = frozenset(
+    "answer final solution please let show think put give provide work reason return your you remember output write step "
+    "explain make end conclude box respond reply note hint do use be assistant response user human question problem "
+    "first now q a < s inst im".split()
+)
+_NUMBERS = frozenset(
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million twice thrice half third "
+    "quarter double triple".split()
+)
 
 
 @dataclass(frozen=True)
@@ -29,16 +60,34 @@ class Overlap:
     problem_id: str
     share: float
 
+    @property
+    def kind(self) -> Literal["exact", "near"]:
+        """Whether the question is there word for word, or with a few words changed."""
+        return "exact" if self.share == 1 else "near"
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question's own wording, and the tokens of its template next to it."""
+
+    task: str
+    problem_id: str
+    own: Wording
+    before: str | None
+    after: str | None
+
 
 def overlap_note(task: str, questions: Sequence[Problem], pairs: Sequence[Pair]) -> str:
-    """What a reader must know where questions of `task` have the prompt of a training pair; empty where none has."""
-    trained = {_asked(pair.prompt) for pair in pairs}
-    count = sum(_asked(question.prompt) in trained for question in questions)
-    if not count:
+    """What a reader must know where questions of `task` are among the pairs' prompts; empty where none is."""
+    found = overlaps({task: questions}, pairs)
+    if not found:
         return ""
+    exact = {row.problem_id for row in found if row.kind == "exact"}
+    near = {row.problem_id for row in found} - exact
+    kinds = [f"{len(exact):,} word for word"] * bool(exact) + [f"{len(near):,} nearly"] * bool(near)
     return (
-        f"{count:,} of {len(questions):,} questions of {task} are among the problems trained on (the same prompt); "
-        "accuracy on these after training says nothing about new questions."
+        f"{len(exact | near):,} of {len(questions):,} questions of {task} are among the problems trained on "
+        f"({', '.join(kinds)}); accuracy on these after training says nothing about new questions."
     )
 
 
@@ -53,52 +102,163 @@ def in_common(ones: Mapping[str, Sequence[Problem]], others: Mapping[str, Sequen
 
 
 def overlaps(tasks: Mapping[str, Sequence[Problem]], pairs: Sequence[Pair]) -> list[Overlap]:
-    """Questions that are a pair's prompt, or nearly: in the order of the pairs, `share` 1 for the same words.
+    """Questions that a pair's prompt holds, word for word or nearly, in the order of the pairs and of the questions.
 
-    Nearly is: `COVERED` of the question's words stand in n-grams of `NGRAM` words of that one prompt, and so do, apart
-    from order, all of its numbers. The same template with other numbers is another question. Case, punctuation and
-    white space do not count; n-grams that more than `BOILERPLATE` questions share are left out on both sides, and a
-    question of fewer than `NGRAM` words must be the same altogether. Answers are not looked at.
+    Of questions with options the options are not looked at, of few-shot prompts only what is asked in the end. Answers
+    are not looked at.
     """
-    questions = [(task, problem.id, question_words(problem.prompt)) for task, rows in tasks.items() for problem in rows]
-    same: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-    places: defaultdict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
-    for number, (_, _, words) in enumerate(questions):
-        same[tuple(words)].append(number)
-        for start, gram in _grams(words):
-            places[gram].append((number, start))
-    places = defaultdict(list, {gram: found for gram, found in places.items() if len(found) <= BOILERPLATE})
-    numbers = [Counter(word for word in words if word.isdigit()) for _, _, words in questions]
+    questions = [question for task, rows in tasks.items() for question in _own_texts(task, rows)]
+    index = _Index(questions)
     found: list[Overlap] = []
+    seen: dict[str, list[tuple[int, float]]] = {}  # several pairs of one problem have one prompt
     for pair in pairs:
-        words = question_words(pair.prompt)
-        shares = dict.fromkeys(same.get(tuple(words), ()), 1.0)
-        covered: defaultdict[int, set[int]] = defaultdict(set)
-        for _, gram in _grams(words):
-            for number, start in places.get(gram, ()):
-                covered[number].update(range(start, start + NGRAM))
-        theirs = Counter(word for word in words if word.isdigit())
-        for number, inside in covered.items():
-            share = len(inside) / _specific(questions[number][2], places)
-            if share >= COVERED and numbers[number] <= theirs:
-                shares.setdefault(number, share)
-        found += [Overlap(pair.id, *questions[number][:2], share) for number, share in sorted(shares.items())]
+        text = "\n".join(message.content for message in as_messages(pair.prompt))
+        if text not in seen:
+            seen[text] = list(index.matches(wording(text)))
+        found += [
+            Overlap(pair.id, questions[number].task, questions[number].problem_id, share)
+            for number, share in seen[text]
+        ]
     return found
 
 
-def question_words(prompt: Prompt) -> list[str]:
-    """The words, numbers and operators of a prompt, in lower case."""
-    return _WORD.findall(text_of(prompt).casefold())
+def _own_texts(task: str, problems: Sequence[Problem]) -> list[_Question]:
+    """The questions without their template."""
+    whole = [wording(_asked(problem)) for problem in problems]
+    distinct = {tuple(one.tokens) for one in whole}
+    start, stop = (
+        (_shared(distinct), _shared({one[::-1] for one in distinct})) if len(distinct) >= TEMPLATE_OF else (0, 0)
+    )
+    made: list[_Question] = []
+    for problem, one in zip(problems, whole, strict=True):
+        size, first, last = len(one.tokens), start, stop
+        for template in _TEMPLATES:
+            if size > len(template) and tuple(one.tokens[size - len(template) :]) == tuple(template):
+                last = max(last, len(template))
+        if first + last >= size:
+            first = last = 0
+        before = one.tokens[first - 1] if first else None
+        after = one.tokens[size - last] if last else None
+        made.append(_Question(task, problem.id, one[first : size - last], before, after))
+    return made
 
 
-def _grams(words: Sequence[str]) -> Iterator[tuple[int, tuple[str, ...]]]:
-    return ((start, tuple(words[start : start + NGRAM])) for start in range(len(words) - NGRAM + 1))
+def _asked(problem: Problem) -> str:
+    """What is asked at last, without options."""
+    text = as_messages(problem.prompt)[-1].content
+    known, options = problem.meta.get("question"), problem.meta.get("options")
+    if isinstance(known, str) and known.strip() and known.strip() in text:
+        return known
+    if isinstance(options, list) and options:
+        return text.split(f"\nA. {options[0]}")[0] or text
+    return text
 
 
-def _specific(words: Sequence[str], places: Mapping[tuple[str, ...], object]) -> int:
-    """How many words of a question are in an n-gram that is no boilerplate."""
-    return len({start + place for start, gram in _grams(words) if gram in places for place in range(NGRAM)})
+def _shared(texts: set[tuple[str, ...]]) -> int:
+    """How many tokens all of `texts` begin with."""
+    low, high = min(texts), max(texts)
+    return next(
+        (place for place, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
+    )
 
 
-def _asked(prompt: Prompt) -> tuple[tuple[str, str], ...]:
-    return tuple((message.role, message.content.strip()) for message in as_messages(prompt))
+class _Index:
+    """Questions by their n-grams, the rarer the better."""
+
+    def __init__(self, questions: Sequence[_Question]) -> None:
+        self._questions = questions
+        grams = [[(gram, place) for place, gram in _grams(one.own.tokens, GRAM)] for one in questions]
+        counts = Counter(gram for of_one in grams for gram in {gram for gram, _ in of_one})
+        self._places: defaultdict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
+        self._needed: list[float] = []
+        self._sizes = {min(GRAM, len(one.own.tokens)) for one in questions} - {0}
+        for number, of_one in enumerate(grams):
+            rare = [one for one in of_one if counts[one[0]] <= BOILERPLATE]
+            if len(rare) < ANCHORS:
+                rare = sorted(of_one, key=lambda one: counts[one[0]])[:ANCHORS]
+            for gram, place in rare:
+                self._places[gram].append((number, place))
+            self._needed.append(max(1.0, SHARED_ANCHORS * len({gram for gram, _ in rare})))
+
+    def matches(self, prompt: Wording) -> Iterator[tuple[int, float]]:
+        """The numbers of the questions that `prompt` holds, in order, and the share of their words that it has."""
+        offsets: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        grams: defaultdict[int, set[tuple[str, ...]]] = defaultdict(set)
+        for size in self._sizes:
+            for start, gram in _grams(prompt.tokens, size):
+                if len(gram) == size:
+                    for number, place in self._places.get(gram, ()):
+                        offsets[number][start - place] += 1
+                        grams[number].add(gram)
+        for number in sorted(offsets):
+            question = self._questions[number]
+            if len(grams[number]) < self._needed[number]:
+                continue
+            if _stands(question, prompt):
+                yield number, 1.0
+            elif share := _nearly(question.own, prompt, [offset for offset, _ in offsets[number].most_common(3)]):
+                yield number, share
+
+
+def _grams(tokens: Sequence[str], size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The n-grams and where they begin; of fewer tokens than `size`, all of them."""
+    size = min(size, len(tokens))
+    return ((start, tuple(tokens[start : start + size])) for start in range(len(tokens) - size + 1) if size)
+
+
+def _stands(question: _Question, prompt: Wording) -> bool:
+    """Whether the question is in the prompt, word for word; a short one as sentences of their own."""
+    own, start = question.own, -1
+    places = {place: token for token, place in enumerate(prompt.places)}
+    while (start := prompt.joined.find(own.joined, start + 1)) >= 0:
+        first, last = places.get(start), places.get(start + len(own.joined))
+        if first is None or last is None:
+            continue
+        if len(own.tokens) >= FEW_TOKENS:
+            return True
+        lead, follows = prompt.tokens[first - 1 : first], prompt.tokens[last : last + 1]
+        begins = prompt.opens[first] or lead[0] in _BEFORE or lead[0] == question.before
+        ends = prompt.opens[last] or follows[0] in _AFTER or follows[0] == question.after
+        if begins and ends:
+            return True
+    return False
+
+
+def _nearly(own: Wording, prompt: Wording, offsets: Sequence[int]) -> float:
+    """The share of the question's words that stand unedited where it begins at one of `offsets`; 0 if not nearly all."""
+    if own.num_words < FEW_WORDS or GRID in own.tokens:
+        return 0.0
+    allowed = int(EDITED * own.num_words)
+    slack = 3 * allowed + 4
+    for offset in offsets:
+        window = prompt[max(0, offset - slack) : max(0, offset + len(own.tokens) + slack)]
+        edits = _edits(own, window)
+        if edits is not None and edits <= allowed:
+            return 1 - max(1, edits) / own.num_words
+    return 0.0
+
+
+def _edits(own: Wording, window: Wording) -> int | None:
+    """How many words were edited between the question and what is nearest to it in `window`.
+
+    `None` where its numbers are others. What stands before and after the question in the window does not count.
+    """
+    steps = Levenshtein.opcodes(own.tokens, window.tokens)
+    changed = [step for step in steps if step.tag != "equal"]
+    first, last = 0, len(window.tokens)
+    if changed and changed[0].tag == "insert" and changed[0].src_start == 0:
+        first = changed.pop(0).dest_end
+    if changed and changed[-1].tag == "insert" and changed[-1].src_start == len(own.tokens):
+        last = changed.pop().dest_start
+    if window[first:last].numbers != own.numbers:
+        return None
+    touched: set[tuple[str, int]] = set()
+    for step in changed:
+        old, new = own.tokens[step.src_start : step.src_end], window.tokens[step.dest_start : step.dest_end]
+        if any(token in _NUMBERS for token in old) and any(token in _NUMBERS or token == "one" for token in new):
+            return None
+        if step.tag == "insert":
+            touched |= {("new", word) for word in window.words[step.dest_start : step.dest_end]}
+        else:
+            touched |= {("old", word) for word in own.words[step.src_start : step.src_end]}
+    return len(touched)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from spot.disk import write_atomic
 from spot.errors import UserError
-from spot.evaluate.statistics import interval, majority, pass_at, score, share
+from spot.evaluate.statistics import majority, pass_at, score, share
 from spot.evaluate.task import GROUPS, Group, Task
 from spot.schema import Attempt, Problem, Sampling
 
@@ -71,7 +71,6 @@ def task_score(task: Task, problems: Sequence[Problem], attempts: Sequence[Attem
     """The scores of `attempts`, which answer each of `problems` equally often."""
     found = score(attempts)
     repeats = found.samples // found.n
-    low, high = interval(found.mean, found.stderr, found.n)
     failures = [attempt for attempt in attempts if attempt.finish_reason == "error"]
     texts: dict[str, set[str]] = {}
     for attempt in attempts:
@@ -81,8 +80,8 @@ def task_score(task: Task, problems: Sequence[Problem], attempts: Sequence[Attem
         group=task.group,
         mean=found.mean,
         stderr=found.stderr,
-        low=low,
-        high=high,
+        low=found.low,
+        high=found.high,
         n=found.n,
         repeats=repeats,
         samples=found.samples,

@@ -1,26 +1,43 @@
-"""Scores with their standard error, and paired differences with a 95% interval.
+"""Scores with their standard error, and 95% intervals for accuracies and for paired differences.
 
 The question is the unit. Samples of one question are averaged first, so that sixteen samples of thirty questions count
 as thirty observations and not as 480. An attempt scores 1 where it was verified as correct and 0 otherwise; truncated
 and unscored ones score 0 too and are counted apart.
 
-How the 95% intervals are made, for a single mean and for a paired difference alike:
+Both intervals are percentiles of a Bayesian bootstrap with one question more than were asked. A replicate gives the n
+questions and that unseen one random weights that sum to 1 (uniform on the simplex). What nobody saw may be extreme:
 
-* from 30 questions on, mean +- 1.96 standard errors (normal approximation);
-* below 30, Student's t with n - 1 degrees of freedom takes the place of 1.96;
-* where every question gave the same value, or there is only one, the observed spread is zero and would feign
-  certainty. The interval then allows for the share of questions that may behave otherwise although none of the n did,
-  `1 - 0.05 ** (1 / n)` (the exact form of the "rule of three"), each of them at either end of the scale.
+* in the interval of an accuracy the unseen question is all wrong in three quarters of the replicates of the lower bound
+  and all right in the rest, for the upper bound the other way round. With one sample a question this lies halfway
+  between the mid-P and the Clopper-Pearson interval of a binomial share (with half, and with all, it is these two);
+* in that of a difference the unseen question stood before where one of those asked did, give or take one sample, and
+  its answers after are all wrong in half of the replicates and all right in the others. Where the samples of every
+  question agree they tell no more than one sample would.
+
+The unseen question weighs 1/(n+1) on average, so it matters where questions are few or all alike: of 30 questions of
+which none fell, up to one in ten may fall. Replicates are the same for all data of n questions and their weights are
+positive, so both bounds of a difference rise, or stay, when any answer after is raised. (Gaffke 2005 and Learned-Miller
+and Thomas 2019, arXiv 1905.06208, bound means by such weights; Rubin 1981 is the bootstrap.)
+`benchmarks/interval_coverage.py` measures how often the intervals hold the truth.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Literal
 
+import numpy as np
+
 from spot.errors import UserError
 from spot.schema import Attempt
+
+REPLICATES = 10_000
+ALL_WRONG = 0.75
+"""In how many of the replicates of an accuracy's lower bound the unseen question is all wrong."""
+LOW, HIGH = 0.025, 0.975
+ROUNDING = 1e-12
+_BLOCKS = 256
 
 NORMAL_975 = 1.959964
 # 97.5% quantiles of Student's t for 1 to 28 degrees of freedom: 2 to 29 questions.
@@ -33,7 +50,7 @@ _NO_SPREAD = 1e-9  # below this a standard error is rounding, not spread
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy in [0, 1] over `n` questions; `stderr` is `None` for a single question, which shows no spread.
+    """Accuracy in [0, 1] over `n` questions and its 95% interval; a single question shows no spread (`stderr` `None`).
 
     Of the `samples`, which all score 0: `truncated` were cut off, in `unanswered` no answer could be read, `unscored`
     could not be judged.
@@ -46,13 +63,16 @@ class Score:
     truncated: int
     unscored: int
     unanswered: int = 0
+    low: float = 0.0
+    high: float = 1.0
 
 
 @dataclass(frozen=True)
 class Difference:
     """After minus before in [-1, 1], averaged over the same `n` questions, with its 95% interval.
 
-    `better` and `worse` count the questions that rose and fell; the others stayed as they were.
+    `better` and `worse` count the questions that rose and fell. `gained` are those that went from wrong to right
+    (0->1), `lost` those from right to wrong (1->0); of several samples a question is right where more than half are.
     """
 
     mean: float
@@ -61,6 +81,9 @@ class Difference:
     n: int
     better: int
     worse: int
+    gained: int
+    lost: int
+    replicates: np.ndarray = field(repr=False, compare=False)
 
 
 def direction(low: float, high: float) -> Literal["rose", "fell", "level"]:
@@ -81,9 +104,12 @@ def score(attempts: Sequence[Attempt]) -> Score:
     means = list(question_means(attempts).values())
     if not means:
         raise UserError("no attempts to score; evaluate on at least one question")
+    low, high = accuracy_interval(means)
     return Score(
         mean=fmean(means),
         stderr=_stderr(means),
+        low=low,
+        high=high,
         n=len(means),
         samples=len(attempts),
         truncated=sum(attempt.outcome == "truncated" for attempt in attempts),
@@ -154,8 +180,8 @@ def _by_question(attempts: Sequence[Attempt]) -> dict[str, list[Attempt]]:
     return grouped
 
 
-def compare(before: Sequence[Attempt], after: Sequence[Attempt]) -> Difference:
-    """The paired difference, after minus before, question by question.
+def compare(before: Sequence[Attempt], after: Sequence[Attempt], seed: int = 0) -> Difference:
+    """The paired difference, after minus before, question by question; `seed` decides the replicates.
 
     The number of samples may differ between the two sides. Raises `UserError` unless both hold the same questions.
     """
@@ -168,16 +194,94 @@ def compare(before: Sequence[Attempt], after: Sequence[Attempt]) -> Difference:
         )
     if not old:
         raise UserError("no attempts to compare; evaluate on at least one question")
-    differences = [new[problem_id] - old[problem_id] for problem_id in old]
-    mean = fmean(differences)
-    low, high = _bounds(mean, _stderr(differences), len(differences), -1.0)
-    better, worse = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
-    return Difference(mean, low, high, len(differences), better, worse)
+    pairs = [(value, new[problem_id]) for problem_id, value in old.items()]
+    sides = np.array(pairs).T
+    drawn = difference_replicates(sides[0], sides[1], max(1, len(before) // len(old)), np.random.default_rng(seed))
+    mean = fmean(new - old for old, new in pairs)
+    low, high = percentiles(drawn, mean)
+    return Difference(
+        mean,
+        low,
+        high,
+        n=len(pairs),
+        better=sum(new - old > ROUNDING for old, new in pairs),
+        worse=sum(old - new > ROUNDING for old, new in pairs),
+        gained=sum(old <= 0.5 < new for old, new in pairs),
+        lost=sum(new <= 0.5 < old for old, new in pairs),
+        replicates=drawn,
+    )
+
+
+def percentiles(replicates: np.ndarray, mean: float) -> tuple[float, float]:
+    """The 95% interval that `replicates` give; it holds the `mean` that they stand for."""
+    low, high = np.quantile(replicates, (LOW, HIGH))
+    return min(float(low), mean), max(float(high), mean)
+
+
+def accuracy_interval(means: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of an accuracy from the questions' shares of correct samples, each in [0, 1]."""
+    low, high = accuracy_bounds(np.asarray(means, dtype=float))
+    mean = fmean(means)
+    return min(max(0.0, float(low)), mean), max(min(1.0, float(high)), mean)
+
+
+def accuracy_bounds(means: np.ndarray) -> np.ndarray:
+    """The ends of the 95% intervals of `means`, whose first axis are the questions: the other axes, after one of 2."""
+    drawn, unseen = _weighted(np.sort(means, axis=0), np.random.default_rng(0))
+    worst = np.arange(REPLICATES) < ALL_WRONG * REPLICATES
+    ends = (
+        np.quantile(drawn + _along(unseen * right, drawn), q, axis=0) for right, q in ((~worst, LOW), (worst, HIGH))
+    )
+    return np.stack(list(ends))
+
+
+def difference_replicates(before: np.ndarray, after: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """`REPLICATES` draws of the mean difference, after minus before, of questions with `samples` answers before.
+
+    The percentiles `LOW` and `HIGH` are its interval. Both sides have the questions on their first axis, in any order;
+    the result has the replicates there.
+    """
+    drawn, unseen = _weighted(np.sort(after - before, axis=0), rng)
+    # Samples that never disagree tell no more than one would; where nothing was right, nothing can fall.
+    alike = np.all((before == 0) | (before == 1), axis=0) & np.any(before == 1, axis=0)
+    step = np.where(alike, 1.0, 1.0 / samples)
+    # Evenly spread over the questions, in an order of its own.
+    stood = np.sort(before, axis=0)[rng.permutation(REPLICATES) * len(before) // REPLICATES]
+    falls = _along(rng.permutation(REPLICATES) % 2 == 0, drawn)
+    ends = np.where(falls, -np.minimum(1.0, stood + step), 1.0 - np.maximum(0.0, stood - step))
+    return drawn + _along(unseen, drawn) * ends
+
+
+def _weighted(values: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The weighted sums of sorted `values` over their first axis in each replicate, and the weight left for one more.
+
+    Of many values neighbours are nearly equal, so their mean stands for them with the sum of their weights.
+    """
+    blocks = min(len(values), _BLOCKS)
+    edges = np.arange(blocks + 1) * len(values) // blocks
+    sizes = np.diff(edges)
+    means = np.add.reduceat(values, edges[:-1], axis=0) / _along(sizes, values)
+    weights = rng.standard_gamma([*sizes, 1.0], size=(REPLICATES, blocks + 1))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights[:, :-1] @ means, weights[:, -1]
+
+
+def _along(row: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """`row` as the first axis of what has the axes of `like`."""
+    return row.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def interval(mean: float, stderr: float | None, n: int) -> tuple[float, float]:
-    """The 95% interval of an accuracy in [0, 1] from its standard error over `n` questions."""
-    return _bounds(mean, stderr, n, 0.0)
+    """The 95% interval of a share in [0, 1] of which only a standard error over `n` units is known.
+
+    It is 1.96 standard errors from 30 units on and Student's t below. Where all units gave the same value, it allows
+    for the share of units that may behave otherwise although none of the n did, `1 - 0.05 ** (1 / n)`.
+    """
+    if stderr is None or stderr < _NO_SPREAD:
+        share = 1 - 0.05 ** (1 / n)
+        return mean - share * mean, mean + share * (1 - mean)
+    width = stderr * (NORMAL_975 if n >= 30 else STUDENT_975[n - 2])
+    return max(0.0, mean - width), min(1.0, mean + width)
 
 
 def _stderr(values: Sequence[float]) -> float | None:
@@ -187,12 +291,3 @@ def _stderr(values: Sequence[float]) -> float | None:
     mean = fmean(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return math.sqrt(variance / len(values))
-
-
-def _bounds(mean: float, stderr: float | None, n: int, lowest: float) -> tuple[float, float]:
-    """The interval on a scale from `lowest` to 1, as the module's docstring says."""
-    if stderr is None or stderr < _NO_SPREAD:
-        share = 1 - 0.05 ** (1 / n)
-        return mean - share * (mean - lowest), mean + share * (1 - mean)
-    width = stderr * (NORMAL_975 if n >= 30 else STUDENT_975[n - 2])
-    return max(lowest, mean - width), min(1.0, mean + width)

@@ -49,24 +49,22 @@ def points(change: Change) -> str:
     return f"{100 * change.mean:+.1f} [{100 * change.low:+.1f}, {100 * change.high:+.1f}]"
 
 
-def _rows(found: Compared, margin: float) -> list[tuple[str, Callable[[Change], str]]]:
-    return [
-        (found.before, lambda change: percent(change.before)),
-        (found.after, lambda change: percent(change.after)),
-        ("difference", points),
-        (f"within {100 * margin:g} points", lambda change: change.verdict(margin)),
-    ]
+def moved(change: Change) -> tuple[str, str]:
+    """How many questions went from wrong to right, and from right to wrong."""
+    return f"{change.gained:,}", f"{change.lost:,}"
 
 
 def markdown(found: Compared, margin: float) -> str:
     """A table of Markdown: a row a task or average, since a difference with its interval is wide."""
     lines = [
-        f"| | {found.before} | {found.after} | difference [95% interval] | within {100 * margin:g} points | n |",
-        "| --- | ---: | ---: | ---: | --- | ---: |",
+        f"| | {found.before} | {found.after} | difference [95% interval] | 0->1 | 1->0 | "
+        f"within {100 * margin:g} points | n |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     for column in columns(found):
         change, bold = column.change, "**" if column.is_average else ""
-        cells = [percent(change.before), percent(change.after), points(change), change.verdict(margin), f"{change.n:,}"]
+        shown = [percent(change.before), percent(change.after), points(change), *moved(change)]
+        cells = [*shown, change.verdict(margin), f"{change.n:,}"]
         lines.append(f"| {' | '.join(f'{bold}{cell}{bold}' for cell in (column.title, *cells))} |")
     return "\n".join([*lines, "", *_notes(found, margin)]) + "\n"
 
@@ -80,11 +78,18 @@ def latex(found: Compared, margin: float) -> str:
         " & ".join(["", *(_escaped(column.title) for column in made)]) + r" \\",
         r"\midrule",
     ]
-    for label, cell in _rows(found, margin)[:2]:
-        lines.append(" & ".join([_escaped(label), *(cell(column.change) for column in made)]) + r" \\")
-    for label, side in (("difference", "mean"), ("low", "low"), ("high", "high")):
-        cells = [f"${100 * getattr(column.change, side):+.1f}$" for column in made]
-        lines.append(" & ".join([label, *cells]) + r" \\")
+    rows: list[tuple[str, Callable[[Change], str]]] = [
+        (_escaped(found.before), lambda change: percent(change.before)),
+        (_escaped(found.after), lambda change: percent(change.after)),
+        ("difference", lambda change: f"${100 * change.mean:+.1f}$"),
+        ("low", lambda change: f"${100 * change.low:+.1f}$"),
+        ("high", lambda change: f"${100 * change.high:+.1f}$"),
+        (r"$0\to1$", lambda change: moved(change)[0]),
+        (r"$1\to0$", lambda change: moved(change)[1]),
+        (f"within {100 * margin:g} points", lambda change: change.verdict(margin)),
+    ]
+    for label, cell in rows:
+        lines.append(" & ".join([label, *(cell(column.change) for column in made)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -113,7 +118,8 @@ def as_json(found: Compared, margin: float) -> str:
 def _notes(found: Compared, margin: float) -> list[str]:
     notes = [
         "Accuracies in per cent, means over repetitions and questions; differences in points, paired by question, with "
-        "95% bootstrap intervals over questions. "
+        "95% intervals from a Bayesian bootstrap over the questions and one that was not asked. 0->1: questions that "
+        "went from wrong to right; 1->0: from right to wrong (of several samples, right is more than half). "
         f"Kept: a loss of more than {100 * margin:g} points can be excluded; lost: a loss is certain, and may be more "
         "than that."
     ]
@@ -131,10 +137,13 @@ def print_comparison(found: Compared, margin: float, console: "Console") -> None
     for name in (found.before, found.after):
         table.add_column(name, justify="right")
     table.add_column("difference", no_wrap=True)
+    for name in ("0->1", "1->0"):
+        table.add_column(name, justify="right")
     table.add_column(f"within {100 * margin:g}", no_wrap=True)
     for column in columns(found):
         change = column.change
-        cells = [percent(change.before), percent(change.after), points(change), change.verdict(margin)]
+        shown = [percent(change.before), percent(change.after), points(change), *moved(change)]
+        cells = [*shown, change.verdict(margin)]
         table.add_row(column.title, *cells, style="bold" if column.is_average else None)
     console.print(table)
     for note in _notes(found, margin):

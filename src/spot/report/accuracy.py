@@ -29,6 +29,8 @@ class ResultRow:
     after: str
     change: str
     bounds: str
+    gained: str
+    lost: str
     direction: str
     verdict: str
     rates: list[str]
@@ -89,6 +91,8 @@ def _row(
         after=_accuracy(result.after),
         change=prose.points(change.mean),
         bounds=prose.bounds(change),
+        gained=prose.moved(change.gained),
+        lost=prose.moved(change.lost),
         direction=direction(change.low, change.high),
         verdict=result.verdict or _NONE,
         rates=[f"{_rate(result.before, count)} → {_rate(result.after, count)}" for count in rates],
@@ -105,6 +109,8 @@ def _average(label: str, average: Average, rates: int) -> ResultRow:
         after=f"{100 * average.after:.1f}",
         change=prose.points(change.mean),
         bounds=prose.bounds(change),
+        gained=prose.moved(change.gained),
+        lost=prose.moved(change.lost),
         direction=direction(change.low, change.high),
         verdict=average.verdict or _NONE,
         rates=[""] * rates,

@@ -50,9 +50,7 @@ def evaluated(run: Path, margin: float = MARGIN) -> Evaluated:
         _results(run / "eval" / side, {name: both[place] for name, both in answers.items()}, notes)
         for place, side in enumerate(SIDES)
     )
-    # The draws of the bootstrap go from task to task: in this order they are those of spot eval --compare.
-    ordered = {name: answers[name] for name in old.tasks}
-    found = comparison.compared(old, new, ordered)
+    found = comparison.compared(old, new, {name: answers[name] for name in old.tasks})
     parts = _parts(run, answers)
     of_parts = _compared_parts(parts, margin)
     called = Counter(found.titles.values())
@@ -142,7 +140,7 @@ def _comparison(
 
 
 def _change(change: comparison.Change) -> Change:
-    # An average's interval may reach past the ends of the scale.
+    # Rounding may carry an end past the scale.
     return Change(
         mean=change.mean,
         low=max(-1.0, change.low),
@@ -150,6 +148,8 @@ def _change(change: comparison.Change) -> Change:
         n=change.n,
         better=change.better,
         worse=change.worse,
+        gained=change.gained,
+        lost=change.lost,
     )
 
 

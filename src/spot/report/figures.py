@@ -157,7 +157,9 @@ def _accuracy(
     sheet: Sheet, accuracy: Accuracy, role: str, box: tuple[float, float, float, float], *, muted: bool
 ) -> None:
     left, y, scale, height = box
-    low, high = interval(accuracy.mean, accuracy.stderr, accuracy.n)
+    low, high = accuracy.low, accuracy.high
+    if low is None or high is None:  # of an older version's summary
+        low, high = interval(accuracy.mean, accuracy.stderr, accuracy.n)
     sheet.bar((left, y), accuracy.mean * scale, height, role, alpha=0.5 if muted else 1)
     sheet.whisker(left + low * scale, left + high * scale, y + height / 2, 2 if muted else 3)
     place = (left + max(high, accuracy.mean) * scale + 7, y + height / 2)

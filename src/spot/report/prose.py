@@ -58,6 +58,11 @@ def bounds(change: Change) -> str:
     return f"{points(change.low)} to {points(change.high)}"
 
 
+def moved(count: int | None) -> str:
+    """How many questions went from wrong to right, or back; a dash where an older version did not count them."""
+    return "–" if count is None else whole(count)
+
+
 def duration(seconds: float) -> str:
     """A time as a person would say it: `0.8 s`, `42 s`, `2 min 5 s`, `1 h 3 min`."""
     if seconds < 9.95:
@@ -177,6 +182,16 @@ def apart(summary: Summary) -> str:
         for number, what in ((side.truncated, "cut off"), (side.unscored, "unscored"))
         if number
     )
+
+
+def transitions(summary: Summary) -> str:
+    """How many questions of each task went from wrong to right and back; empty where an older version did not count."""
+    moves = [
+        f"{title(name, result.title)} {whole(change.gained)} and {whole(change.lost)}"
+        for name, result in summary.evaluation.items()
+        if (change := result.difference).gained is not None and change.lost is not None
+    ]
+    return f"Questions wrong before and right after (0→1), and the reverse (1→0): {'; '.join(moves)}." if moves else ""
 
 
 def listed(items: Sequence[str]) -> str:

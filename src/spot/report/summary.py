@@ -41,10 +41,15 @@ class Counts(Part):
 
 
 class Accuracy(Part):
-    """A mean over `n` questions; the fields of `spot.evaluate.statistics.Score`."""
+    """A mean over `n` questions; the fields of `spot.evaluate.statistics.Score`.
+
+    Summaries of older versions have no interval.
+    """
 
     mean: Fraction
     stderr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    low: Fraction | None = None
+    high: Fraction | None = None
     n: Annotated[int, Field(ge=1)]
     samples: Count | None = None
     truncated: Count = 0
@@ -53,7 +58,7 @@ class Accuracy(Part):
 
 
 class Change(Part):
-    """A paired difference with its 95% interval, from `spot.evaluate.comparison`."""
+    """A paired difference with its 95% interval, the fields of `spot.evaluate.comparison.Change`."""
 
     mean: Signed
     low: Signed
@@ -61,6 +66,8 @@ class Change(Part):
     n: Annotated[int, Field(ge=1)]
     better: Count | None = None
     worse: Count | None = None
+    gained: Count | None = None
+    lost: Count | None = None
 
 
 class Comparison(Part):

@@ -12,7 +12,9 @@ from spot.report import prose
 from spot.report.summary import Accuracy, Comparison, Summary
 
 _STYLES = {"rose": "bold cyan", "fell": "bold red", "level": ""}
-_ASCII = str.maketrans({prose.MINUS: "-", "–": "-", "±": "+", "“": '"', "”": '"', "’": "'", "…": "~", "‖": "||"})
+_ASCII = str.maketrans(
+    {prose.MINUS: "-", "–": "-", "±": "+", "“": '"', "”": '"', "’": "'", "…": "~", "→": "->", "‖": "||"}
+)
 
 
 def print_summary(summary: Summary, console: Console, report: Path | None = None) -> None:
@@ -24,6 +26,8 @@ def print_summary(summary: Summary, console: Console, report: Path | None = None
     if summary.evaluation:
         console.print(printer.results(summary))
         printer.line(_readings(summary))
+        if transitions := prose.transitions(summary):
+            printer.line(transitions)
         if unjudged := prose.apart(summary):
             printer.line(f"Cut off at the length limit or unscored, and scored as wrong: {unjudged}.")
     else:
