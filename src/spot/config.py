@@ -38,7 +38,7 @@ NOT_IDENTITY = frozenset(
             f"{section}.{key}"
             for section in ("student", "rectify")
             for key in (
-                *("concurrency", "requests_per_minute", "tokens_per_minute", "timeout"),
+                *("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "extra_headers"),
                 *("input_price", "output_price", "max_cost"),
             )
         ),
@@ -93,7 +93,7 @@ class EndpointSettings(Section):
     `concurrency` is the most requests in flight; it is found out how many the server takes. Prices are dollars per
     million tokens. With `max_cost`, in dollars, no request is sent whose worst case would bring the run's ledger above
     it. `extra_body` is merged into every request, `extra_headers` are sent with it (OpenAI-Organization, say: nothing
-    is taken from the SDK's own variables), `omit` names settings that a server refuses, and `tokens_field` what it calls
+    is taken from the SDK's own variables), `omit` names settings that a server refuses, `tokens_field` is what it calls
     the limit of a reply (OpenAI's reasoning models: `max_completion_tokens`, and omit temperature and top_p).
     """
 

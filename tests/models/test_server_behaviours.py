@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,21 @@ def test_a_model_that_changes_behind_a_url_is_said(tmp_path: Path, caplog: pytes
         assert run(server.url, path, "a", "b", "c", "d")["d"].model == "m-2"
     [said] = caplog.messages
     assert "'m-1'" in said and "'m-2'" in said
+
+
+def test_a_server_that_is_none_is_told_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With the waits of a real run, which would come to minutes."""
+
+    async def fail() -> None:
+        groups = EndpointModel("m", server.url).generate(ask(*map(str, range(20))), Sampling(max_new_tokens=9))
+        assert [group async for group in groups] == []
+
+    start = time.monotonic()
+    with (
+        FakeServer(Serving(TABLE["body: a web page"])) as server,
+        pytest.raises(RunFailed, match="answered no request; .* web page"),
+    ):
+        asyncio.run(fail())
+    assert time.monotonic() - start < 20
+    assert len(server.seen) <= 40
+    assert "web page" in caplog.messages[0] and len(caplog.messages) == 1

@@ -32,13 +32,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Server:
-    """One URL. `out` says why nothing but a rare probe is sent there; `failing` holds requests since its last reply."""
+    """One URL. `out` says why nothing but a rare probe is sent there; `failing` holds requests since its last reply.
+    `told` is whether it was said that it fails from the beginning."""
 
     base_url: str
     pace: Pace
     reached: bool = False
     answered: bool = False
     out: Failure | None = None
+    told: bool = False
     failing: set[str] = field(default_factory=set[str])
 
     def lives(self) -> None:
@@ -332,6 +334,9 @@ class Run:
             elif outcome.about == "money":
                 self.end(no_money(server.base_url, outcome))
             return outcome.about == "request" and self._done(flight.job, outcome)
+        if outcome.about == "unreadable":
+            server.pace.answered(flight.number)  # it is up, and gives something else
+            return self._again(flight.job, server, outcome, now)
         server.pace.failed(flight.number, now, refused=outcome.refused, retry_after=outcome.retry_after)
         server.failing.add(outcome.id)
         self._judge(server, outcome, now)
@@ -377,6 +382,9 @@ class Run:
         ):
             made = job.tries + job.refusals
             return self._done(job, replace(failure, why=f"{failure.why} ({made} tries)"))
+        if not server.answered and failure.about in ("unclear", "unreadable") and not server.told:
+            server.told = True  # at once, not when all tries are made
+            _log.warning("%s: %s; trying again", server.base_url, failure.why)
         heapq.heappush(self._retries, (now + self._pool.policy.wait(max(1, job.tries)), next(self._order), job))
         return False
 
