@@ -1,5 +1,6 @@
 """The account: what was sent, answered, turned down, and what may have been spent."""
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spot.errors import UserError
-from spot.models.base import Reply, Usage
-from spot.models.ledger import Admit, Entry, Ledger, Prices, Refused, Replied, is_alive, owner
+from spot.models.base import Body, Reply, Usage
+from spot.models.bodies import kept
+from spot.models.ledger import Admit, Entry, Ledger, Prices, Received, Refused, Replied, is_alive, owner
 
 
 @pytest.fixture
@@ -180,3 +182,34 @@ def test_every_commit_is_synced(ledger: Ledger) -> None:
 
 def test_prices_are_per_million_tokens() -> None:
     assert Prices(input=2.5, output=10).cost(Usage(1000, 100)) == pytest.approx(0.0035)
+
+
+MADE_AT_DB0CC1E = """
+CREATE TABLE requests (
+  key TEXT PRIMARY KEY, stage TEXT NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL, request_id TEXT NOT NULL,
+  candidate INTEGER NOT NULL, attempt INTEGER NOT NULL, body TEXT NOT NULL, sends INTEGER NOT NULL,
+  refused INTEGER NOT NULL DEFAULT 0, replied INTEGER NOT NULL DEFAULT 0, worst REAL NOT NULL, owner TEXT NOT NULL,
+  sent_at REAL NOT NULL, replied_at REAL, text TEXT, reasoning TEXT, finish_reason TEXT, error TEXT,
+  prompt_tokens INTEGER, completion_tokens INTEGER, cost REAL
+) WITHOUT ROWID;
+CREATE TABLE account (id INTEGER PRIMARY KEY CHECK (id = 0), spent REAL NOT NULL, open REAL NOT NULL);
+INSERT INTO account VALUES (0, 0.25, 0);
+INSERT INTO requests VALUES ('a', 'rectify', 'e', 'm', 'id-a', 0, 0, '{}', 1, 0, 1, 1.0, '', 1.0, 2.0, 'hello', 'hm',
+  'stop', '', 10, 20, 0.25);
+"""
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_ledger_without_bodies_is_read_and_goes_on(tmp_path: Path, read_only: bool) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with sqlite3.connect(path) as database:
+        database.executescript(MADE_AT_DB0CC1E)
+    with Ledger(path, read_only=read_only) as ledger:
+        assert [reply for group in ledger.replies({"a": "now"}) for reply in group] == [
+            Reply("now", "hello", "stop", reasoning="hm", usage=Usage(10, 20))
+        ]
+        if not read_only:
+            assert [(one.key, one.bodies) for group in kept(ledger, {"a": "now"}) for one in group] == [("a", ())]
+            body = Body(b"\xff\x00 as it came", "text/plain")
+            ledger.apply([admit("b"), Received("b", body), replied("b")])
+            assert [one.bodies for group in kept(ledger, {"b": "b"}) for one in group] == [(body,)]
