@@ -241,3 +241,17 @@ def test_a_run_without_rows_takes_the_mended_config(tmp_path: Path) -> None:
     RunDirectory.open(tmp_path / "run", "a: 1\n")
     RunDirectory.open(tmp_path / "run", "a: 2\n")
     assert (tmp_path / "run" / "config.yaml").read_text() == "a: 2\n"
+
+
+def test_a_row_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    good = Problem(id="a", prompt="q", answer="1")
+    long = Problem(id="b", prompt="q" * MAX_LINE_BYTES, answer="1")
+    with Appender(path) as file:
+        file.append([good])
+        with pytest.raises(UserError, match=r"problems.jsonl: row 'b' takes 16 MiB, more than the 16 MiB"):
+            file.append([good, long])
+    assert read_rows(path, Problem) == [good]
+    with pytest.raises(UserError, match="row 'b'"):
+        write_rows(path, [long])
+    assert read_rows(path, Problem) == [good]

@@ -46,7 +46,7 @@ class Appender:
 
     def append(self, rows: Iterable[Row]) -> None:
         """Commit `rows`: when this returns they are on the disk."""
-        raw = b"".join(map(json_line, rows))
+        raw = _lines(self.path, rows)
         if not raw:
             return
         size = self._size()
@@ -75,6 +75,19 @@ class Appender:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _lines(path: Path, rows: Iterable[Row]) -> bytes:
+    """Rows as JSON lines; what could not be read back is refused before it is written."""
+    lines: list[bytes] = []
+    for row in rows:
+        lines.append(json_line(row))
+        if len(lines[-1]) > MAX_LINE_BYTES:
+            raise UserError(
+                f"{path}: row {getattr(row, 'id', len(lines))!r} takes {len(lines[-1]) >> 20} MiB, more than the "
+                f"{MAX_LINE_BYTES >> 20} MiB that a row may; shorten its texts, or drop it"
+            )
+    return b"".join(lines)
 
 
 def repair(path: Path) -> None:
@@ -204,7 +217,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a whole file of rows at once, atomically; Parquet by extension, JSONL otherwise."""
     check_writable(path)
     if path.suffix != ".parquet":
-        write_atomic(path, b"".join(map(json_line, rows)))
+        write_atomic(path, _lines(path, rows))
         return
     try:
         import pyarrow
