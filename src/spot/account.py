@@ -99,10 +99,10 @@ def print_ledger(path: Path, console: "Console") -> None:
     with Ledger(ledger_of(path), read_only=True) as ledger:
         lines, (spent, open_) = ledger.lines(), ledger.spent()
     table = Table("stage", "model", "outcome", box=None, header_style="bold", pad_edge=False)
-    for name in ("requests", "prompt tokens", "answer tokens", "spent", "possibly"):
+    for name in ("requests", "prompt tokens", "output tokens", "thinking", "spent", "possibly"):
         table.add_column(name, justify="right")
     for line in lines:
-        numbers = (line.requests, line.prompt_tokens, line.completion_tokens)
+        numbers = (line.requests, line.prompt_tokens, line.completion_tokens, line.reasoning_tokens)
         dollars = [f"${line.cost:.4f}", f"${line.possible:.4f}" if line.possible else ""]
         table.add_row(line.stage, line.model, line.outcome, *(f"{number:,}" for number in numbers), *dollars)
     console.print(table)
@@ -122,9 +122,11 @@ def print_spent(path: Path, console: "Console") -> None:
     if not path.exists():
         return
     with Ledger(path, read_only=True) as ledger:
-        spent, open_ = ledger.spent()
+        lines, (spent, open_) = ledger.lines(), ledger.spent()
     if spent or open_:
         possibly = f", up to {dollars(open_)} more may be" if open_ else ""
+        thinking, output = sum(one.reasoning_tokens for one in lines), sum(one.completion_tokens for one in lines)
+        possibly += f"; {thinking:,} of {output:,} output tokens are thinking" if thinking else ""
         console.print(f"{dollars(spent)} spent{possibly} (spot ledger {path})", highlight=False, soft_wrap=True)
 
 

@@ -2,8 +2,8 @@
 
 Elicitation and evaluation are two uses of it. What the file at `path` has is kept; only what it lacks is asked for.
 Replies are committed a group at a time, in the groups in which the model gives them, each as soon as it is judged.
-An attempt that ended in an error was not answered: the next call takes it out of the file and asks again, so an id
-never stands in the file twice.
+An attempt that ended in an error was refused. The next call takes it out of the file and asks for it again, so an id
+never stands in the file twice; behind a ledger that costs no request, since what is refused for good is on record.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spot.errors import RunFailed, UserError
-from spot.models.base import Model, Reply, Request, closed
+from spot.models.base import Model, Reply, Request, Unanswered, closed
 from spot.schema import (
     Attempt,
     Counts,
@@ -60,10 +60,11 @@ async def answer(
 
     With `variant` a sample is asked, and judged, as it says. All attempts are in the JSONL file at `path` when this
     returns, in the order in which they came. Truncated replies are judged like whole ones; `Attempt.outcome` tells them
-    apart. An error of the model becomes an attempt without a verdict whose reason is the error. Raises `UserError`
-    where `path` holds rows that were not asked for here, `RunFailed` where it cannot be written or the model leaves
-    requests without any reply.
+    apart. A request that is refused becomes an attempt without a verdict whose reason is the error. Raises `UserError`
+    where `path` holds rows that were not asked for here, `StoppedEarly` where requests failed in a way that may pass,
+    `RunFailed` where it cannot be written or the model leaves requests without any reply.
     """
+    unanswered = Unanswered()
     asked = _asked(problems, samples, sampling, variant)
     stored = _stored(path, asked, model.name, sampling)
     outcomes = Counter(attempt.outcome for attempt in stored.values())
@@ -74,7 +75,8 @@ async def answer(
         requests = [one.request for one in asked.values()]
         with Appender(path) as file:
             async with closed(model.generate(requests, sampling, frozenset(stored))) as groups:
-                async for replies in groups:
+                async for group in groups:
+                    replies = unanswered.sift(group)
                     # In a thread: a model that answers over the network goes on meanwhile.
                     attempts = await asyncio.to_thread(_judged, replies, asked, verifier, model.name, sampling)
                     file.append(attempts)
@@ -84,6 +86,7 @@ async def answer(
                         outcomes[attempt.outcome] += 1
                     if on_progress:
                         on_progress(len(stored), len(asked), dict(outcomes))
+    unanswered.check(len(asked))
     if missing:
         raise RunFailed(
             f"{model.name}: no reply to {len(missing)} of {len(asked)} requests, {min(missing)!r} among them; "

@@ -294,7 +294,7 @@ class Pipeline:
         if target is not None and target.missing:
             mend = "raise rectify.max_samples, or be content with fewer (rectify.target_pairs)"
             raise StoppedEarly(f"{stages.missing(target)}; {mend}, and run the same command again")
-        return f"{accepted:,} of {len(rows):,} corrections verified"
+        return stages.told(rows)
 
     def _rectified(self, asking: Asking, attempts: list[Attempt]) -> list[Rectification]:
         return stages.rectify(

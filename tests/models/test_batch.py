@@ -1,6 +1,8 @@
 """The batch interface: nothing is paid twice, and every request ends with a reply or a reason."""
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tests.batch_server import (
 from tests.batch_user import KEY, SAMPLING, WAITS, User, ask, texts
 
 from spot.errors import UserError
+from spot.models import batch_run, lease
 from spot.models.base import NoMore, Reply, Request
 from spot.models.batch import BatchModel, Limits
 from spot.models.endpoint import EndpointModel
@@ -217,17 +220,22 @@ def test_the_limit_holds_over_processes(tmp_path: Path) -> None:
         assert "max_cost: $6.00 are spent, up to $0.00 may be" in str(user.stopped)
 
 
-def test_two_processes_do_not_collect_the_same(tmp_path: Path) -> None:
-    with BatchServer(polls=1) as server:
+def test_two_processes_do_not_collect_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE", 0.3)
+    monkeypatch.setattr(batch_run, "LEASE", 0.3)
+    with BatchServer(polls=1) as server, subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) as other:
         user = User(tmp_path, server.url, wait=False)
         user.run(ask("a"))
         with Ledger(user.path) as ledger, ledger.transaction() as database:
-            database.execute("UPDATE batches SET owner = 'elsewhere:1:1'")
+            database.execute("UPDATE batches SET owner = ?", (lease.owner_of(other.pid),))
         assert user.run(ask("a")) == {}
-        assert "another process sees to batch batch_0" in str(user.stopped)
+        assert f"process {other.pid} sees to batch batch_0; stop it" in str(user.stopped)
+        # Of another machine it is not known whether it lives: it is watched for a while, and that is said.
         with Ledger(user.path) as ledger, ledger.transaction() as database:
-            database.execute("UPDATE batches SET seen_at = seen_at - 7200")
+            database.execute("UPDATE batches SET owner = 'elsewhere:1:1', seen_at = 1e12")
         assert len(user.run(ask("a"))) == 1
+        assert any("waiting for a sign of life of process 1 on elsewhere" in line for line in user.said)
+        other.kill()
 
 
 def test_the_same_request_twice_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from spot.schema import Message, Sampling
 class Book:
     """Counts how many tries of each request ended so that the server may have answered them."""
 
+    proven = False
+    doubtful: frozenset[str] = frozenset()
+
     def __init__(self) -> None:
         self.admitted: Counter[str] = Counter()
         self.refused_free: Counter[str] = Counter()

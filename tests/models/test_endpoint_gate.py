@@ -27,6 +27,9 @@ def echo(seen: Seen) -> Answer:
 class Book:
     """A gate that writes down what it is told; `end` is raised instead of an admission when it says so."""
 
+    proven = False
+    doubtful: frozenset[str] = frozenset()
+
     def __init__(self, end: Callable[[Request], Exception | None] = lambda _: None) -> None:
         self.admitted: list[str] = []
         self.refusals: list[tuple[str, bool | None]] = []

@@ -1,8 +1,10 @@
 """The account: what was sent, answered, turned down, and what may have been spent."""
 
+import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spot.errors import UserError
+from spot.models import lease
 from spot.models.base import Body, Reply, Usage
 from spot.models.bodies import kept
-from spot.models.ledger import Admit, Entry, Ledger, Prices, Received, Refused, Replied, is_alive, owner
+from spot.models.ledger import Admit, Entry, GivenUp, Ledger, Prices, Received, Refused, Replied
 
 
 @pytest.fixture
@@ -117,9 +120,9 @@ def test_what_a_killed_process_had_in_flight_is_known_and_asked_again(tmp_path: 
         assert ledger.spent() == (0.25, 1)
         assert not ledger.in_flight_elsewhere(["a", "b"])
         ledger.apply([admit("b"), replied("b")])
-        assert ledger.spent() == (0.5, 1)
+        assert ledger.spent() == (0.5, 0.25)
         [line] = ledger.lines()
-        assert (line.outcome, line.requests, line.possible) == ("stop", 2, 1)
+        assert (line.outcome, line.requests, line.possible) == ("stop", 2, 0.25)
 
 
 def test_what_is_answered_or_asked_by_another_is_not_let_out(tmp_path: Path) -> None:
@@ -140,21 +143,140 @@ def test_two_processes_share_a_ledger(tmp_path: Path) -> None:
         code = (
             "from pathlib import Path; from tests.models.test_ledger import admit; "
             "from spot.models.ledger import Ledger; "
-            f"ledger = Ledger(Path({str(path)!r})); print(ledger.in_flight_elsewhere(['ours', 'other']))"
+            f"ledger = Ledger(Path({str(path)!r})); print(set(ledger.in_flight_elsewhere(['ours', 'other'])))"
         )
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
         assert done.stdout.strip() == "{'ours'}"
         assert not ours.in_flight_elsewhere(["ours"])
 
 
-def test_owner_names_a_process_that_lives() -> None:
-    assert is_alive(owner())
-    host, pid, started = owner().rsplit(":", 2)
-    assert not is_alive(f"{host}:{pid}:{int(started) - 1}")
-    assert is_alive(f"elsewhere:{pid}:{started}") and not is_alive(f"elsewhere:{pid}:{started}", 3601)
-    gone = subprocess.Popen([sys.executable, "-c", "pass"])
-    gone.wait()
-    assert not is_alive(f"{host}:{gone.pid}:1")
+def test_whether_a_process_of_this_machine_lives_is_known_at_once(ledger: Ledger) -> None:
+    machine, pid, started = lease.owner().rsplit(":", 2)
+    assert ledger.lease.state(lease.owner_of(os.getppid())) == "lives"
+    assert ledger.lease.state(f"{machine}:{pid}:{int(started) - 1}") == "gone"
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    assert ledger.lease.state(f"{machine}:{child.pid}:1") == "gone"
+    # As versions before 0.1 named processes.
+    assert ledger.lease.state(f"{machine.partition('/')[0]}:{child.pid}:1") == "gone"
+
+
+def test_a_process_of_another_machine_lives_while_its_sign_of_life_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "LEASE", 0.6)
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # whatever the clock says
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ours:
+        with Ledger(path) as theirs:
+            theirs._owner = "elsewhere/1:1:1"  # pyright: ignore[reportPrivateUsage]
+            theirs.apply([admit("a")])
+            assert set(ours.in_flight_elsewhere(["a"])) == {"a"}
+            until = time.monotonic() + 1.0
+            while time.monotonic() < until:
+                assert set(ours.in_flight_elsewhere(["a"])) == {"a"}
+                time.sleep(0.05)
+            assert ours.lease.state("elsewhere/1:1:1") == "lives"
+        # Closed here stands for killed: it shows no sign any more, and its try is open.
+        began = time.monotonic()
+        while ours.in_flight_elsewhere(["a"]):
+            assert time.monotonic() - began < 10
+            time.sleep(0.02)
+        assert time.monotonic() - began > 0.3
+        assert ours.apply([admit("a")]) == ["done"]
+        # One that never showed a sign, of an earlier version say, is watched as long and no longer.
+        assert ours.lease.state("elsewhere:2:1") == "silent"
+        time.sleep(0.7)
+        assert ours.lease.state("elsewhere:2:1") == "gone"
+
+
+def test_what_a_retrys_reply_says_of_the_tries_before_it(ledger: Ledger) -> None:
+    ledger.apply([admit("a"), Refused("a", charged=None), admit("a"), Refused("a", charged=None), admit("a")])
+    assert ledger.spent() == (0, 3)
+    # Each of the two may have been charged, as much as the same request was in the end.
+    ledger.apply([replied("a", cost=0.25)])
+    assert ledger.spent() == (0.25, 0.5)
+    ledger.apply([admit("b"), Refused("b", charged=None), admit("b"), replied("b", cost=None)])
+    assert ledger.spent() == (1.25, 1.5)
+
+
+def test_what_is_refused_for_good_is_on_record_and_what_may_pass_is_not(ledger: Ledger) -> None:
+    ledger.apply([admit("a"), Refused("a", charged=False), GivenUp("a", "HTTP 400: no", final=True)])
+    ledger.apply([admit("b"), Refused("b", charged=False), GivenUp("b", "HTTP 500", final=False)])
+    assert list(ledger.replies({"a": "now", "b": "b"})) == [[Reply("now", "", "error", error="HTTP 400: no")]]
+    assert ledger.given_up(["a", "b", "c"]) == {"b": 1}
+    assert ledger.apply([admit("a"), admit("b")]) == ["on_record", "done"]
+    assert not ledger.has_answered("http://h/v1")
+    ledger.apply([replied("b")])
+    assert ledger.given_up(["a", "b"]) == {} and ledger.has_answered("http://h/v1")
+
+
+@pytest.mark.parametrize(
+    "content", [b"\0" * 4096, b"this is a diary, not a database; " * 100, b"SQLite format 3\0" + b"x" * 2000]
+)
+def test_what_is_no_ledger_is_said_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(content)
+    for read_only in (False, True):
+        with (
+            pytest.raises(UserError, match=r"ledger\.sqlite: not a ledger.*move it away") as caught,
+            Ledger(path, read_only=read_only) as one,
+        ):
+            one.spent()
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UserError), Ledger(path, read_only=read_only) as one:
+            list(one.replies({"a": "b"}))
+    assert path.read_bytes() == content
+
+
+def test_a_ledger_that_is_damaged_in_the_middle_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        for n in range(200):
+            ledger.apply([admit(f"{n}"), replied(f"{n}", text="x" * 1000)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\xff" * (len(whole) // 2) + whole[4096 + len(whole) // 2 :])
+    with pytest.raises(UserError, match="move it away"), Ledger(path) as ledger:
+        list(ledger.rows())
+        ledger.lines()
+        list(ledger.replies({f"{n}": "a" for n in range(200)}))
+
+
+@pytest.mark.parametrize("lacks", [(), ("given_up", "final"), ("replied", "refused"), ("reasoning", "error", "owner")])
+@pytest.mark.parametrize("account", [True, False])
+def test_an_older_ledger_is_read_and_goes_on(tmp_path: Path, lacks: tuple[str, ...], account: bool) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.apply([admit("a"), replied("a")])
+    database = sqlite3.connect(path)
+    for column in lacks:
+        database.execute(f"ALTER TABLE requests DROP COLUMN {column}")
+    if not account:
+        database.execute("DROP TABLE account")
+    database.execute("PRAGMA journal_mode=DELETE")
+    database.close()
+    before = path.read_bytes()
+    if account:
+        with Ledger(path, read_only=True) as ledger:
+            [row] = ledger.rows()
+            assert row["text"] == "hello" and ledger.spent() == (0.25, 0)
+            assert len(ledger.lines()) == 1
+    assert path.read_bytes() == before
+    with Ledger(path) as ledger:
+        [[reply]] = ledger.replies({"a": "now"})
+        assert (reply.id, reply.text) == ("now", "hello")
+        assert ledger.spent()[0] == 0.25
+        assert ledger.apply([admit("a"), admit("b")]) == ["on_record", "done"]
+
+
+def test_another_programs_table_of_requests_is_no_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE requests (url TEXT)")
+    database.close()
+    with pytest.raises(UserError, match=r"not a ledger \(it has no column 'key'\)"), Ledger(path) as ledger:
+        ledger.apply([admit("a")])
 
 
 def test_no_ledger_at_the_path(tmp_path: Path) -> None:

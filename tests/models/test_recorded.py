@@ -1,6 +1,7 @@
 """A model behind the ledger: replies on record are free, limits hold, nothing is paid twice."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -265,3 +266,51 @@ def test_other_prices_on_the_next_go_keep_the_account_right(path: Path) -> None:
             ledger.apply([Admit(entry, None)])
             assert ledger.spent() == (0, pytest.approx(open_))
             assert sum(line.possible for line in ledger.lines()) == pytest.approx(open_)
+
+
+def test_thinking_that_no_limit_holds_is_reserved_for_and_said(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The server counts 8,000 tokens of thinking in the total alone, whatever `max_new_tokens` (1,000) is."""
+
+    def thinks(request: Request) -> Reply:
+        return Reply(request.id, "text", "stop", usage=Usage(100, 50, 8150))
+
+    model = Paid(thinks, width=2)
+    with Ledger(path) as ledger:
+        with pytest.raises(StoppedEarly, match=r"could cost \$12\.07"):
+            run(RecordedModel(model, ledger, "rectify", PRICES, max_cost=30), asked(20))
+        spent, open_ = ledger.spent()
+        assert spent == pytest.approx(8.05 * len(model.sent)) and open_ == 0
+        # What was on its way before it was known is all that came beyond what was reserved.
+        sent = len(model.sent)
+        assert 2 <= sent <= 4
+        assert "took 8,050 output tokens, and max_new_tokens is 1,000" in caplog.text
+        told = re.search(r"the (\d) requests on their way may pass max_cost by \$([0-9.]+)", caplog.text)
+        assert told and float(told[2]) == pytest.approx(int(told[1]) * 11.075, abs=0.01)
+        assert spent - 30 <= float(told[2])
+        [line] = ledger.lines()
+        assert (line.completion_tokens, line.reasoning_tokens) == (sent * 8050, sent * 8000)
+    # The next command knows it from the ledger.
+    with Ledger(path) as ledger, pytest.raises(StoppedEarly, match=r"could cost \$12\.07"):
+        run(RecordedModel(model, ledger, "rectify", PRICES, max_cost=30), asked(20))
+    assert len(model.sent) == sent
+
+
+@pytest.mark.parametrize(
+    ("usage", "output", "thinking"),
+    [
+        (Usage(100, 50), 50, 0),
+        (Usage(100, 50, 150), 50, 0),
+        (Usage(100, 50, 150, 40), 50, 40),  # among them
+        (Usage(100, 50, 8150), 8050, 8000),  # in the total alone
+        (Usage(100, 50, 8150, 8000), 8050, 8000),
+        (Usage(100, 50, 90), 50, 0),  # a total that is none
+    ],
+)
+def test_output_is_at_least_the_total_without_the_prompt(path: Path, usage: Usage, output: int, thinking: int) -> None:
+    with Ledger(path) as ledger:
+        run(
+            RecordedModel(Paid(lambda r: Reply(r.id, "text", "stop", usage=usage)), ledger, "rectify", PRICES), asked(1)
+        )
+        assert ledger.spent()[0] == pytest.approx(output / 1000)
+        [line] = ledger.lines()
+        assert (line.completion_tokens, line.reasoning_tokens) == (output, thinking)

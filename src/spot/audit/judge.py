@@ -18,7 +18,7 @@ from spot.audit.split import aligned, steps_of
 from spot.audit.summary import StepChange
 from spot.config import RunConfig
 from spot.errors import UserError
-from spot.models.base import Model, Reply, Request, closed
+from spot.models.base import Model, Reply, Request, Unanswered, closed
 from spot.opening import endpoint, recorded
 from spot.rectify.prompting import problem_text
 from spot.schema import Message, Pair, Problem, Prompt, Sampling, derived_seed, text_of
@@ -72,13 +72,15 @@ class JudgeModel:
     def ask(self, questions: Sequence[Question], on_progress: Answered | None = None) -> Replies:
         """Put `questions`, whose ids differ; those that ask about no step are answered without.
 
-        Raises what the model does: `StoppedEarly` where no more may be spent or the endpoint died, among others.
+        Raises what the model does: `StoppedEarly` where no more may be spent or the endpoint died, among others; it too
+        where a question got no reply for a reason that may pass.
         """
         return interrupt.run(self._ask(questions, on_progress))
 
     async def _ask(self, questions: Sequence[Question], on_progress: Answered | None) -> Replies:
         found: dict[str, Verdicts | str] = {question.id: {} for question in questions if not question.every}
         open_ = [question for question in questions if question.every]
+        asked, unanswered = len(open_), Unanswered()
         for attempt in range(2):
             if not open_:
                 break
@@ -86,7 +88,7 @@ class JudgeModel:
             question_of = {question.id: question for question in open_}
             async with closed(self._model.generate(list(requests.values()), self._sampling_of(attempt))) as groups:
                 async for replies in groups:
-                    for reply in replies:
+                    for reply in unanswered.sift(replies):
                         question = question_of[requests[reply.id].about]
                         # Many servers refuse more tokens than they have; the first reply was cut off all the same.
                         if not (attempt and reply.finish_reason == "error"):
@@ -94,6 +96,7 @@ class JudgeModel:
                     if on_progress is not None:
                         on_progress(len(found), len(questions))
             open_ = [question for question in open_ if found.get(question.id) == TRUNCATED]
+        unanswered.check(asked)
         verdicts = {id: one for id, one in found.items() if not isinstance(one, str)}
         reasons = {question.id: found.get(question.id, "no_reply") for question in questions}
         return Replies(verdicts, {id: reason for id, reason in reasons.items() if isinstance(reason, str)})

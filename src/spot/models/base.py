@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from spot.errors import StoppedEarly
 from spot.schema import FinishReason, Message, Sampling, as_dicts
 
 Item = TypeVar("Item")
@@ -66,10 +67,11 @@ class Reply:
 
     `text` is without special tokens and without the end-of-turn token; `token_ids` are the sampled ids of the answer
     (end-of-turn included where it was sampled), `None` where the model does not give them. With
-    `finish_reason == "error"`, `text` is empty and `error` says why in one line. `reasoning` is what a server keeps
-    apart from the answer, `refusal` what it calls a refusal, `model` the model that the reply names; `usage` is `None`
-    where it does not say. `remark` is what a user should be told of it. `body` is what this was read from: an error
-    reply with a body was answered, and paid for.
+    `finish_reason == "error"`, `text` is empty and `error` says why in one line; `passing` is an error that another
+    command may be spared, so that nothing is stored of it. `reasoning` is what a server keeps apart from the answer,
+    `refusal` what it calls a refusal, `model` the model that the reply names; `usage` is `None` where it does not say.
+    `remark` is what a user should be told of it. `body` is what this was read from: an error reply with a body was
+    answered, and paid for.
     """
 
     id: str
@@ -83,6 +85,28 @@ class Reply:
     model: str = ""
     remark: str = ""
     body: Body | None = field(default=None, compare=False, repr=False)
+    passing: bool = False
+
+
+class Unanswered:
+    """Requests of one stage that got no reply for a reason that may pass: the same command asks them again."""
+
+    def __init__(self) -> None:
+        self.why: dict[str, str] = {}
+
+    def sift(self, replies: Sequence[Reply]) -> list[Reply]:
+        """Keep those aside; the others are returned."""
+        self.why.update((reply.id, reply.error) for reply in replies if reply.passing)
+        return [reply for reply in replies if not reply.passing]
+
+    def check(self, of: int) -> None:
+        """Raise `StoppedEarly` where there are any, `of` being how many requests there were."""
+        if self.why:
+            first, why = next(iter(self.why.items()))
+            raise StoppedEarly(
+                f"{len(self.why):,} of {of:,} requests got no reply, for a reason that may pass (the first, {first}: "
+                f"{why}); the same command asks only for these, and records as refused what fails again"
+            )
 
 
 class NoMore(Exception):
@@ -90,7 +114,14 @@ class NoMore(Exception):
 
 
 class Gate(Protocol):
-    """Who is asked before money is spent; a model that sends requests over a network has one as `gate`."""
+    """Who is asked before money is spent; a model that sends requests over a network has one as `gate`.
+
+    `proven` says that the endpoint has answered before, in another process perhaps; `doubtful` are the ids of requests
+    that an earlier command has tried in vain.
+    """
+
+    proven: bool
+    doubtful: frozenset[str]
 
     async def admit(self, request: Request, sampling: Sampling) -> Reply | None:
         """Called right before every try of a request is sent, and waited for. A reply that it gives is yielded in place

@@ -5,14 +5,14 @@ their custom ids. Whether a request is still open says the ledger's own table; h
 becomes of a batch and what its requests cost are one commit.
 """
 
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Literal
 
-from spot.models.ledger import Ledger, is_alive, owner
+from spot.models.lease import owner
+from spot.models.ledger import Ledger
 
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS batches (
@@ -34,8 +34,6 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS batched_by_token ON batched (token)",
 )
 _PART = 500  # keys in one query
-DESERTED = 3600.0
-"""Seconds after which a process on another host that has not looked at its batch is taken for dead."""
 
 State = Literal["planned", "submitting", "submitted"]
 
@@ -101,16 +99,21 @@ class BatchBook:
                 )
             }
 
-    def claim(self, token: str) -> bool:
-        """See to a batch from now on; false where another process that lives does."""
+    def claim(self, token: str) -> str | None:
+        """See to a batch from now on; the process that does, where another one may be alive that does."""
+        self._ledger.lease.begin()
         with self._ledger.transaction() as database:
-            for who, seen_at in database.execute("SELECT owner, seen_at FROM batches WHERE token = ?", (token,)):
-                if who not in ("", self._owner) and _is_seen_to(who, seen_at):
-                    return False
+            for (who,) in database.execute("SELECT owner FROM batches WHERE token = ?", (token,)):
+                if who not in ("", self._owner) and self._ledger.lease.is_alive(who):
+                    return str(who)
             database.execute(
                 "UPDATE batches SET owner = ?, seen_at = ? WHERE token = ?", (self._owner, time.time(), token)
             )
-        return True
+        return None
+
+    def lives(self, who: str) -> bool:
+        """Whether a sign of life of that process has been seen."""
+        return self._ledger.lease.state(who) == "lives"
 
     def plan(self, token: str, keys: Sequence[str]) -> None:
         """Note, before they are admitted, which requests are going to be sent under `token`, or parts of it."""
@@ -199,7 +202,8 @@ class BatchBook:
                     f"WHERE r.sent_at >= b.planned_at AND r.key IN ({', '.join('?' * len(part))})",
                     (token, *part),
                 )
-                if who in ("", self._owner) or not is_alive(who)  # another process that lives has asked it by itself
+                if who in ("", self._owner)
+                or not self._ledger.lease.is_alive(who)  # another process that lives has asked it by itself
             ]
             _refuse(database, admitted)
             database.executemany("DELETE FROM batched WHERE key = ? AND token = ?", gone)
@@ -240,11 +244,6 @@ def _refuse(database: Connection, keys: Sequence[str]) -> None:
         database.execute(
             "UPDATE requests SET refused = refused + 1 WHERE key = ? AND sends > refused + replied", (key,)
         )
-
-
-def _is_seen_to(who: str, seen_at: float) -> bool:
-    here = who.rpartition(":")[0].rpartition(":")[0] == socket.gethostname()
-    return is_alive(who) if here else time.time() - seen_at < DESERTED
 
 
 def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:

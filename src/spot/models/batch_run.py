@@ -17,6 +17,7 @@ from spot.models.batch_lines import Failed
 from spot.models.batch_outbox import Job, Limits, Outbox
 from spot.models.batch_provider import AbsentError, BusyError, Provider, Snapshot, UnansweredError, UnclearError
 from spot.models.failures import PATIENCE, Failure, no_money
+from spot.models.lease import LEASE, described
 
 GROWTH = 1.5
 """How much longer every wait between two looks is than the one before."""
@@ -123,10 +124,10 @@ class Run:
         """Find what earlier processes left, and plan the rest."""
         found = self._book.on_their_way(list(self._jobs))
         for noted in found:
-            if not self._book.claim(noted.token):
+            if (other := await self._claimed(noted)) is not None:
                 raise StoppedEarly(
-                    f"another process sees to batch {noted.batch_id or noted.token}; run the same command again when "
-                    "it has ended"
+                    f"{described(other)} sees to batch {noted.batch_id or noted.token}; stop it, or run the same "
+                    "command again when it has ended"
                 )
             if noted.batch_id is not None:
                 self._go_on(noted, noted.batch_id)
@@ -138,6 +139,24 @@ class Run:
         self._outbox.add(fresh)
         for key, losses in self._book.losses(list(self._jobs)).items():
             self._jobs[key].losses = losses
+
+    async def _claimed(self, noted: Noted) -> str | None:
+        """See to a batch from now on; the process that does and lives, if there is one.
+
+        Whether one of another machine lives shows only after a while.
+        """
+        said = False
+        while (other := self._book.claim(noted.token)) is not None:
+            if self._book.lives(other):
+                return other
+            if not said:
+                self._say(
+                    f"batch {noted.batch_id or noted.token}: waiting for a sign of life of {described(other)}, which "
+                    f"saw to it; without one within {LEASE:.0f} s it is taken over"
+                )
+                said = True
+            await asyncio.sleep(min(1.0, self._terms.waits.first))
+        return None
 
     async def _clear_up(self, noted: Noted) -> None:
         """A batch without an id may have been submitted, or not."""
@@ -160,9 +179,11 @@ class Run:
 
     async def _looked_up(self, token: str, file_id: str, since: float) -> Snapshot | None:
         """The batch of that token, once it would surely be listed."""
-        certain = since + self._terms.waits.listed
+        # The clock may have been set since, or be another machine's: never wait longer than it takes.
+        listed = self._terms.waits.listed
+        certain = time.monotonic() + min(listed, max(0.0, since + listed - time.time()))
         while True:
-            last = time.time() >= certain
+            last = time.monotonic() >= certain
             try:
                 found = await self._provider.find(file_id, token, since)
             except AbsentError as error:
@@ -172,7 +193,7 @@ class Run:
                 ) from None
             if found or last:
                 return found
-            await asyncio.sleep(min(self._terms.waits.first, max(0.0, certain - time.time())))
+            await asyncio.sleep(min(self._terms.waits.first, max(0.0, certain - time.monotonic())))
 
     # Sending
 
@@ -296,7 +317,7 @@ class Run:
         if settled.no_room:
             self._make_room(batch, settled.no_room)
         return [
-            Reply(job.request.id, "", "error", error=failed.why)
+            Reply(job.request.id, "", "error", error=failed.why, passing=failed.about != "request")
             for job, failed in settled.finished
             if not self._ends(failed)
         ]
@@ -305,7 +326,7 @@ class Run:
         """Whether a failure ends the run, and end it."""
         if failed.about == "money":
             self._outbox.end(no_money(self._provider.base_url, Failure("", "money", failed.why)))
-        elif failed.about == "setup" and not self._answered:
+        elif failed.about == "setup" and not (self._answered or (self._gate is not None and self._gate.proven)):
             self._outbox.end(UserError(f"{self._provider.base_url}: {failed.why}"))
         else:
             return False

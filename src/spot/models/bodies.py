@@ -56,7 +56,7 @@ def kept(ledger: "Ledger", ids_by_key: dict[str, str]) -> Iterator[list[Kept]]:
     for first in range(0, len(keys), _GROUP):
         part = keys[first : first + _GROUP]
         replies = {reply.id: reply for group in ledger.replies({key: key for key in part}) for reply in group}
-        busy = ledger.in_flight_elsewhere(part) | ledger.under_way
+        busy = ledger.in_flight_elsewhere(part).keys() | ledger.under_way
         group: list[Kept] = []
         for key in part:
             reply, bodies = replies.get(key), _bodies(ledger, key)

@@ -8,6 +8,7 @@ import heapq
 import itertools
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +42,7 @@ class Server:
     answered: bool = False
     out: Failure | None = None
     told: bool = False
-    failing: set[str] = field(default_factory=set[str])
+    failing: dict[str, Failure] = field(default_factory=dict[str, Failure])
 
     def lives(self) -> None:
         """It gave a reply."""
@@ -130,12 +131,14 @@ class Run:
         send: Callable[[Server, Request], Awaitable[Outcome]],
         gate: Gate | None,
         answered: bool,
+        doubtful: frozenset[str] = frozenset(),
     ) -> None:
         self.error: Exception | None = None
         self.ended = False
         self._draining = True
         self._drained_by = math.inf
         self.answered = answered
+        self._doubtful = doubtful
         self._pool = pool
         self._sampling = sampling
         self._send = send
@@ -172,14 +175,33 @@ class Run:
                 async with asyncio.timeout(patience):  # `wait_for` may lose a cancellation that comes with the event
                     await self._arrived.wait()
             except TimeoutError:
-                if not self.ended and self._all_admitting() and not self._back:
+                if not self.ended and self._all_admitting() and not self._back and not self._retry_beside():
                     return None
         outcomes, self._back = [outcome for _, outcome in self._back], []
         self._taken = len(outcomes)
         return outcomes
 
+    @property
+    def in_vain(self) -> list[Failure]:
+        """Requests that failed since a server last gave a reply, and may be to blame for it themselves."""
+        failing = [failure for server in self._pool.servers for failure in server.failing.values()]
+        return [failure for failure in failing if failure.about == "unclear"]
+
     def _all_admitting(self) -> bool:
-        return bool(self._flights) and not self._retries and all(flight.admitting for flight in self._flights.values())
+        return bool(self._flights) and all(flight.admitting for flight in self._flights.values())
+
+    def _retry_beside(self) -> bool:
+        """Where all that may be in flight waits for the gate, and the gate perhaps for what is tried again: whether
+        something is, or will be; one try beside the others."""
+        if not self._retries:
+            return False
+        job, now = self._retries[0][2], self._loop.time()
+        servers = [server for server in self._pool.servers if not server.out] or self._pool.servers
+        if self._retries[0][0] <= now:
+            server = min(servers, key=lambda server: (server is job.avoid, server.pace.in_flight))
+            heapq.heappop(self._retries)
+            self._launch(job, server, self._tokens(job.request) if self._pool.caps.counts_tokens else 0, now)
+        return True
 
     def end(self, error: Exception | None, drain: bool = True, at_most: float = math.inf) -> None:
         """Send nothing more; what is in flight is waited for with `drain`, `at_most` seconds, else called off."""
@@ -226,12 +248,15 @@ class Run:
                 break
             wait = math.inf
             self._take(job)
-            self._open += 1
-            flight = _Flight(job, server, server.pace.send(now), pool.caps.send(tokens, now))
-            task = self._loop.create_task(self._fly(flight))
-            self._flights[task] = flight
-            task.add_done_callback(self._gone)
+            self._launch(job, server, tokens, now)
         self._wake_in(wait, now)
+
+    def _launch(self, job: Job, server: Server, tokens: int, now: float) -> None:
+        self._open += 1
+        flight = _Flight(job, server, server.pace.send(now), self._pool.caps.send(tokens, now))
+        task = self._loop.create_task(self._fly(flight))
+        self._flights[task] = flight
+        task.add_done_callback(self._gone)
 
     def _wake_in(self, wait: float, now: float) -> None:
         if wait == math.inf or (self._timer and now < self._timer.when() <= now + wait and not self._timer.cancelled()):
@@ -328,6 +353,8 @@ class Run:
         server.reached = server.reached or outcome.status is not None
         if outcome.about in ("setup", "money", "request") and self._believed(server, outcome):
             server.pace.answered(flight.number)
+            if outcome.about != "request" and self._goes_elsewhere(server, outcome, now):
+                return self._again(flight.job, server, outcome, now)
             if outcome.about == "setup":
                 # Those beside it are told the same in a moment, and are then known to have cost nothing.
                 self.end(UserError(outcome.why), at_most=math.inf if self.answered else GRACE)
@@ -338,7 +365,8 @@ class Run:
             server.pace.answered(flight.number)  # it is up, and gives something else
             return self._again(flight.job, server, outcome, now)
         server.pace.failed(flight.number, now, refused=outcome.refused, retry_after=outcome.retry_after)
-        server.failing.add(outcome.id)
+        if outcome.id not in self._doubtful:
+            server.failing[outcome.id] = outcome
         self._judge(server, outcome, now)
         return self._again(flight.job, server, outcome, now)
 
@@ -346,6 +374,19 @@ class Run:
         """A server that turns requests down and never answered one may be the odd one out: another is asked first."""
         others = [other for other in self._pool.servers if other is not server and not other.out]
         return failure.about != "request" or server.answered or not others
+
+    def _goes_elsewhere(self, server: Server, failure: Failure, now: float) -> bool:
+        """Take a server out that answered and now refuses key, model or account, if another one is left."""
+        if not server.answered or all(other.out for other in self._pool.servers if other is not server):
+            return False
+        self._take_out(server, failure, now + self._pool.policy.longest_wait)
+        return True
+
+    def _take_out(self, server: Server, failure: Failure, until: float) -> None:
+        known, server.out = server.out, failure
+        server.pace.rest(until)
+        if not known and not all(other.out for other in self._pool.servers):
+            _log.warning("%s is out (%s); its requests go to the others", server.base_url, failure.why)
 
     def _judge(self, server: Server, failure: Failure, now: float) -> None:
         """Take a server out that is not there, asks for more patience than there is, or has failed for too long."""
@@ -356,17 +397,17 @@ class Run:
         if not (too_long or failure.about == "absent" or (server.pace.strikes >= policy.tries and tells)):
             return
         if too_long:
-            failure = replace(failure, why=f"{failure.why}; it asks to wait {failure.retry_after:.0f} s")
-        known, server.out = server.out, failure
+            wait = failure.retry_after or 0.0
+            failure = replace(failure, why=f"{failure.why}; it asks to wait {wait:.0f} s", until=time.time() + wait)
         # One that hangs would keep a probe for minutes.
-        server.pace.rest(math.inf if failure.hung else now + max(policy.longest_wait, failure.retry_after or 0))
+        until = math.inf if failure.hung else now + max(policy.longest_wait, failure.retry_after or 0)
+        self._take_out(server, failure, until)
         out = [other.out for other in servers if other.out]
         if len(out) == len(servers):
             last = sorted(out, key=lambda other: other is failure)
             error = nobody_left(server.base_url, len(servers), last, self.answered)
-            self.end(error, drain=self.answered)
-        elif not known:
-            _log.warning("%s is out (%s); its requests go to the others", server.base_url, failure.why)
+            # Those beside it are mostly told the same in a moment, and are then known to have cost nothing.
+            self.end(error, at_most=math.inf if self.answered else GRACE)
 
     def _again(self, job: Job, server: Server, failure: Failure, now: float) -> bool:
         """Put a request back in line, or give it up (`True`) where it was tried often enough."""
@@ -374,7 +415,7 @@ class Run:
         job.avoid = server
         if failure.about == "busy":
             job.refusals += 1
-        elif failure.about not in ("gone", "absent"):
+        elif failure.about not in ("gone", "absent", "setup", "money"):
             job.tries += 1
         if (
             job.tries >= (min(tries, UNREADABLE) if failure.about == "unreadable" else tries)

@@ -119,15 +119,18 @@ class EndpointModel:
         `StoppedEarly` where all endpoints die after they have given replies, or the account is empty; what was in
         flight then is waited for, and all replies are yielded before. A `gate` ends it as its protocol says.
         """
-        answered = bool(done) or any(server.answered for server in self._pool.servers)
-        triage, gate = Triage(answered), self.gate
+        gate = self.gate
+        doubtful = frozenset[str]() if gate is None else gate.doubtful
+        proven = bool(done) or (gate is not None and gate.proven)
+        answered = proven or any(server.answered for server in self._pool.servers)
+        triage = Triage(answered, doubtful)
         async with Lines(self._key, self._connect_timeout, self.headers) as lines:
 
             async def send(server: Server, request: Request) -> Outcome:
                 return await self._try(lines, server, request, sampling, gate)
 
             todo = [request for request in requests if request.id not in done]
-            run = Run(self._pool, todo, sampling, send, gate, answered)
+            run = Run(self._pool, todo, sampling, send, gate, answered, doubtful)
             try:
                 while (outcomes := await run.next()) != []:
                     if outcomes is None:
@@ -144,11 +147,12 @@ class EndpointModel:
                 if not run.ended and triage.held:
                     if not triage.answered:
                         raise self._hopeless(triage)
-                    # The endpoint answers, so what it never answered is its own fault.
                     yield triage.release()
             finally:
                 await run.close()
         if run.error is not None:
+            if self.gate is not None and triage.answered:
+                yield triage.in_vain(run.in_vain)
             raise run.error
 
     def _hopeless(self, triage: Triage) -> Exception:

@@ -1,6 +1,7 @@
 """What a try without a reply means: for its request, for the server, for the run."""
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,6 +22,17 @@ PATIENCE = 8
 
 RETRIED_STATUS = frozenset({408, 409, 429})
 
+UNKNOWN_STATUS = frozenset({408, 502, 504, 520, 524})
+"""A server or a proxy gave up waiting: somebody behind it may have answered. All others are said before any work, 529
+(overloaded) and those of a proxy that did not reach its server (521, 522, 523, 525, 526, 530) among them."""
+
+BUSY_STATUS = frozenset({429, 529})
+
+UNSENT = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol", "LocalProtocolError"}
+)
+"""The transport's errors before the first byte of a request has left."""
+
 About = Literal["request", "unclear", "unreadable", "busy", "gone", "absent", "money", "setup"]
 """Who failed: the request; it or the server; this reader, to which the server would send the same again; the server,
 which has too much to do, went away, or never was there; the account; the user's set-up."""
@@ -30,7 +42,10 @@ GOES_ON = "all replies so far are kept, the same command goes on"
 
 @dataclass(frozen=True)
 class Failure:
-    """A try without a reply. `charged` is `None` where the server may have worked for it; `retry_after` in seconds."""
+    """A try without a reply. `charged` is `None` where the server may have worked for it; `retry_after` in seconds.
+
+    `until` is when the server takes requests again (seconds since 1970), where that is too far off to wait for.
+    """
 
     id: str
     about: About
@@ -38,12 +53,18 @@ class Failure:
     charged: bool | None = False
     status: int | None = None
     retry_after: float | None = None
+    until: float | None = None
     hung: bool = False
 
     @property
     def refused(self) -> bool:
         """Whether the server says that it has too much to do."""
-        return self.status in (429, 503)
+        return self.status in BUSY_STATUS or self.status == 503
+
+    @property
+    def passing(self) -> bool:
+        """Whether another command may have an answer: not where the server turned this very request down."""
+        return self.about != "request" or self.status == 200  # 200: something else answered, in no format of ours
 
 
 @dataclass(frozen=True)
@@ -80,9 +101,7 @@ class Diagnosis:
         why = f"{called}: {says}" if says else called
         if about == "setup":
             why = self._not_found(base_url, says, called) if status == 404 else self._key_refused(base_url, called)
-        # Behind a proxy that gave up waiting somebody may have answered.
-        unknown = status in (408, 502, 504) or status >= 520
-        return Failure(id, about, why, charged=None if unknown else False, status=status)
+        return Failure(id, about, why, charged=None if status in UNKNOWN_STATUS else False, status=status)
 
     def of_connection(self, base_url: str, id: str, error: openai.APIConnectionError, reached: bool) -> Failure:
         """A connection that was not made or broke, to a server that was `reached` before or not."""
@@ -90,9 +109,9 @@ class Diagnosis:
         # By name: the SDK's transport library is its own affair and has changed before.
         kind = type(cause).__name__
         detail = self.clean(str(cause)) or kind
-        if kind not in ("ConnectError", "ConnectTimeout"):
+        if kind not in UNSENT:
             return Failure(id, "unclear", f"connection broken ({detail})", charged=None)
-        if kind == "ConnectError" and not reached:
+        if kind != "ConnectTimeout" and not reached:
             why = f"{base_url}: cannot connect ({detail}); is the server running, and is the URL right?"
             return Failure(id, "absent", why)
         return Failure(id, "gone", f"cannot connect ({detail})")
@@ -125,7 +144,7 @@ class Diagnosis:
             return "money"
         if status in (401, 404) or (status == 403 and not answered):
             return "setup"
-        if status == 429:
+        if status in BUSY_STATUS:
             return "request" if wire.never_fits(status, says) else "busy"
         return "unclear" if status in RETRIED_STATUS or status >= 500 else "request"
 
@@ -159,11 +178,15 @@ class Triage:
     """Decides what failed requests mean, from what came before and after them.
 
     A request that was tried in vain may be to blame itself (a prompt that crashes the server) or the endpoint may be.
-    Such failures are held back until another request is answered; only then are they recorded as error replies. If
-    nothing more is answered they are not recorded, and a resumed run asks them again.
+    Such failures are held back until another request is answered; only then do they become error replies, which may
+    pass. If nothing more is answered they do not, and a resumed run asks them again. A request that is turned down gets
+    an error reply at once where the endpoint is known to work: `answered`, by this process or an earlier one.
+
+    `doubtful` are requests that an earlier run has tried in vain: their failing again says nothing of the endpoint.
     """
 
     answered: bool
+    doubtful: frozenset[str] = frozenset()
     held: list[Failure] = field(default_factory=list[Failure])
 
     def sort(self, outcomes: Sequence[Outcome]) -> list[Reply]:
@@ -182,20 +205,37 @@ class Triage:
     @property
     def hopeless(self) -> bool:
         """Whether so many requests failed in a row that the endpoint is to blame."""
-        return len(self.held) >= PATIENCE
+        return sum(failure.id not in self.doubtful for failure in self.held) >= PATIENCE
+
+    def in_vain(self, failing: Sequence[Failure]) -> list[Reply]:
+        """At the end of a run in which nobody answers any more: what is to be remembered as tried."""
+        tried = {failure.id: failure for failure in [*failing, *self.held] if failure.id not in self.doubtful}
+        return [replace(_error_reply(failure), passing=True) for failure in tried.values()]
 
     def release(self) -> list[Reply]:
-        """What is held, as error replies: its own fault."""
+        """What is held, as error replies."""
         held, self.held = self.held, []
         return [_error_reply(failure) for failure in held]
 
 
 def nobody_left(base_url: str, of: int, failures: Sequence[Failure], answered: bool) -> Exception:
     """What ends a run when all `of` servers are out, `base_url` the last of them; `answered` if any ever replied."""
-    why = failures[-1].why
-    if all(failure.about == "absent" for failure in failures):
-        return UserError(why if of == 1 else f"none of {of} URLs can be reached; the last: {why}")
-    return dead(base_url if of == 1 else f"{base_url}, the last of {of} URLs,", why, answered)
+    last = failures[-1]
+    where = base_url if of == 1 else f"{base_url}, the last of {of} URLs,"
+    if limits := [failure for failure in failures if failure.until is not None]:
+        return come_back(where, min(limits, key=lambda failure: failure.until or 0.0))
+    if any(failure.about == "money" for failure in failures):
+        return no_money(base_url, next(failure for failure in failures if failure.about == "money"))
+    if all(failure.about in ("absent", "setup") for failure in failures):
+        can = "reached" if all(failure.about == "absent" for failure in failures) else "used"
+        return UserError(last.why if of == 1 else f"none of {of} URLs can be {can}; the last: {last.why}")
+    return dead(where, last.why, answered)
+
+
+def come_back(where: str, failure: Failure) -> StoppedEarly:
+    """What ends a run where a server asks for more patience than a run has: a limit a day, mostly."""
+    at = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(failure.until))
+    return StoppedEarly(f"{where} takes no more requests until {at} ({failure.why}); {GOES_ON} from then on")
 
 
 def dead(where: str, why: str, answered: bool) -> Exception:
@@ -211,4 +251,4 @@ def no_money(base_url: str, failure: Failure) -> StoppedEarly:
 
 
 def _error_reply(failure: Failure) -> Reply:
-    return Reply(id=failure.id, text="", finish_reason="error", error=failure.why)
+    return Reply(failure.id, "", "error", error=failure.why, passing=failure.passing)

@@ -7,7 +7,6 @@ possible spend at the worst they can have cost.
 """
 
 import os
-import socket
 import sqlite3
 import threading
 import time
@@ -19,35 +18,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spot.errors import UserError
-from spot.models import bodies
+from spot.models import bodies, ledger_schema
 from spot.models.base import Body, Reply, Usage
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS requests (
-  key TEXT PRIMARY KEY,
-  stage TEXT NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL,
-  request_id TEXT NOT NULL, candidate INTEGER NOT NULL, attempt INTEGER NOT NULL,
-  body TEXT NOT NULL,                  -- JSON: messages, sampling and seed, as sent
-  sends INTEGER NOT NULL,              -- tries that were let out
-  refused INTEGER NOT NULL DEFAULT 0,  -- of those, turned down and not charged
-  replied INTEGER NOT NULL DEFAULT 0,  -- of those, answered: more than 1 where an error reply was asked again
-  worst REAL NOT NULL,                 -- the most one try can cost
-  owner TEXT NOT NULL,                 -- the process that sent it last
-  sent_at REAL NOT NULL,
-  replied_at REAL, text TEXT, reasoning TEXT, finish_reason TEXT, error TEXT,
-  prompt_tokens INTEGER, completion_tokens INTEGER, cost REAL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS account (id INTEGER PRIMARY KEY CHECK (id = 0), spent REAL NOT NULL, open REAL NOT NULL);
-INSERT OR IGNORE INTO account VALUES (0, 0, 0);
-"""
-_ADDED = {"total_tokens": "INTEGER", "reasoning_tokens": "INTEGER", "refusal": "TEXT", "served": "TEXT"}
-"""Columns of `requests` that ledgers made before 2026-12 lack; `served` is the model that the reply names."""
-
-FOREIGN_SECONDS = 3600.0
-"""How long a request that another host has sent is waited for; longer than a config lets a try take."""
+from spot.models.lease import Lease, owner
 
 NO_USAGE = ", no usage"
 """Behind the outcome of replies whose server did not say what they used: they are booked at the most they can cost."""
+
+_DAMAGED = (
+    "If it is the ledger of this run and was damaged, restore it, or move it away (sqlite3's .recover may still read "
+    "it) and run the same command: rows in the output are kept, only what they lack is asked and paid for again"
+)
+
+_OUTPUT = "MAX(completion_tokens, COALESCE(total_tokens, 0) - prompt_tokens)"
+"""Of `requests`, as `Usage.output_tokens`: some servers count thinking in the total alone."""
+
+_THINKING = f"MAX(COALESCE(reasoning_tokens, 0), {_OUTPUT} - completion_tokens)"
 
 _ROUNDING = 1e-9  # dollars; what sums of reservations, each taken back, leave
 _BATCH = 500  # keys in one query; SQLite takes at least 999
@@ -62,7 +48,7 @@ class Prices:
 
     def cost(self, usage: Usage) -> float:
         """Dollars for tokens that were used."""
-        return (self.input * usage.prompt_tokens + self.output * usage.completion_tokens) / 1e6
+        return (self.input * usage.prompt_tokens + self.output * usage.output_tokens) / 1e6
 
 
 @dataclass(frozen=True)
@@ -128,7 +114,16 @@ class Released:
     keys: Sequence[str]
 
 
-Operation = Admit | Refused | Received | Reread | Replied | Released
+@dataclass(frozen=True)
+class GivenUp:
+    """A request was tried as often as may be and has no reply; `final` is the server's last word on it."""
+
+    key: str
+    why: str
+    final: bool
+
+
+Operation = Admit | Refused | Received | Reread | Replied | Released | GivenUp
 Answer = Literal["done", "no_room", "on_record", "elsewhere", "in_batch"]
 """What became of an operation. An `Admit` is let out (`done`), or not: the account has no room for it, its reply is
 there already, another process that lives is asking the same, or a batch that was submitted holds it."""
@@ -136,7 +131,11 @@ there already, another process that lives is asking the same, or a batch that wa
 
 @dataclass(frozen=True)
 class Line:
-    """A sum over requests of one stage, model and outcome: tokens, dollars, and dollars that may have been spent."""
+    """A sum over requests of one stage, model and outcome: tokens, dollars, and dollars that may have been spent.
+
+    `completion_tokens` are all that were charged as output; `reasoning_tokens` are those of them that the server calls
+    so, or that it counts in the total and nowhere else.
+    """
 
     stage: str
     model: str
@@ -144,6 +143,7 @@ class Line:
     requests: int
     prompt_tokens: int
     completion_tokens: int
+    reasoning_tokens: int
     cost: float
     possible: float
 
@@ -162,6 +162,11 @@ class Ledger:
         self.under_way: set[str] = set()  # let out here and not settled
 
     @cached_property
+    def lease(self) -> Lease:
+        """This process's sign of life in the file, and others'."""
+        return Lease(lambda: self._owner, self.transaction, lambda: self._database)
+
+    @cached_property
     def _database(self) -> sqlite3.Connection:
         if self._read_only:
             return self._to_read()
@@ -171,9 +176,7 @@ class Ledger:
             database = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")
-            database.executescript(_SCHEMA + bodies.SCHEMA)
-            for name in _ADDED.keys() - _columns(database):
-                database.execute(f"ALTER TABLE requests ADD COLUMN {name} {_ADDED[name]}")
+            ledger_schema.prepare(database)
         return database
 
     def _to_read(self) -> sqlite3.Connection:
@@ -183,7 +186,9 @@ class Ledger:
                 not os.access(self.path.parent, os.W_OK) and not self.path.with_name(f"{self.path.name}-wal").exists()
             )
             address = f"{self.path.resolve().as_uri()}?mode=ro{'&immutable=1' if alone else ''}"
-            return sqlite3.connect(address, uri=True, timeout=60, isolation_level=None)
+            database = sqlite3.connect(address, uri=True, timeout=60, isolation_level=None)
+            ledger_schema.complete_for_reading(database)
+            return database
 
     def __enter__(self) -> "Ledger":
         return self
@@ -193,6 +198,9 @@ class Ledger:
 
     def close(self) -> None:
         """Close the file."""
+        if "lease" in self.__dict__:
+            self.lease.end()
+            del self.lease
         if "_database" in self.__dict__:
             self._database.close()
             del self._database
@@ -200,7 +208,10 @@ class Ledger:
     def apply(self, operations: Sequence[Operation]) -> list[Answer]:
         """Commit all `operations` at once; says what became of each."""
         with self.transaction():
-            return [self._apply(operation) for operation in operations]
+            answers: list[Answer] = [self._apply(operation) for operation in operations]
+        if any(isinstance(operation, Admit) for operation in operations):
+            self.lease.begin()
+        return answers
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection]:
@@ -236,6 +247,12 @@ class Ledger:
                 "UPDATE requests SET owner = '' WHERE key = ? AND owner = ? AND sends > refused + replied",
                 [(key, self._owner) for key in operation.keys],
             )
+        elif isinstance(operation, GivenUp):
+            self._database.execute(
+                "UPDATE requests SET given_up = given_up + 1, final = MAX(final, ?), error = ?, "
+                "owner = CASE owner WHEN ? THEN '' ELSE owner END WHERE key = ? AND replied = 0",
+                (operation.final, operation.why, self._owner, operation.key),
+            )
         else:
             self._replied(operation)
         return "done"
@@ -269,18 +286,18 @@ class Ledger:
     def _taken(self, key: str) -> Answer | None:
         """Why a request need not be sent; it is asked in the transaction that lets it out, so no two are let out."""
         row = self._database.execute(
-            "SELECT replied > 0, sends > refused + replied, owner, sent_at FROM requests WHERE key = ?", (key,)
+            "SELECT replied > 0 OR final, sends > refused + replied, owner FROM requests WHERE key = ?", (key,)
         ).fetchone()
         if row is None:
             return None
-        replied, is_open, who, sent_at = row
+        replied, is_open, who = row
         if replied:
             return "on_record"
         if not is_open:
             return None
         if self.batches([key]):
             return "in_batch"
-        return "elsewhere" if who not in ("", self._owner) and is_alive(who, time.time() - sent_at) else None
+        return "elsewhere" if who not in ("", self._owner) and self.lease.is_alive(who) else None
 
     def batches(self, keys: Sequence[str]) -> list[str]:
         """The provider's names of batches that hold any of `keys` and are not collected; a file's where that is all
@@ -306,13 +323,17 @@ class Ledger:
 
     def _replied(self, operation: Replied) -> None:
         reply, usage = operation.reply, operation.reply.usage
-        worst = self._worst(operation.key)
+        worst, tries = self._database.execute(
+            "SELECT worst, sends - refused - replied FROM requests WHERE key = ?", (operation.key,)
+        ).fetchone()
         cost = worst if operation.cost is None else operation.cost
         self.under_way.discard(operation.key)
         self._read(operation.key, reply)
+        # What came of the tries beside it is not known; the same request whole is taken for the most that one cost.
+        rest = min(worst, cost) if reply.finish_reason != "error" else worst
         self._database.execute(
-            "UPDATE requests SET replied = replied + 1, cost = COALESCE(cost, 0) + ? WHERE key = ?",
-            (cost, operation.key),
+            "UPDATE requests SET replied = replied + 1, cost = COALESCE(cost, 0) + ?, worst = ? WHERE key = ?",
+            (cost, rest, operation.key),
         )
         if usage is not None:
             self._database.execute(
@@ -325,7 +346,8 @@ class Ledger:
                     operation.key,
                 ),
             )
-        self._database.execute("UPDATE account SET spent = spent + ?, open = open - ?", (cost, worst))
+        settled = tries * worst - (tries - 1) * rest
+        self._database.execute("UPDATE account SET spent = spent + ?, open = open - ?", (cost, settled))
 
     def _read(self, key: str, reply: Reply) -> None:
         # A good reply stays, whatever comes after it (from another process, say); what that costs is booked as well.
@@ -345,49 +367,67 @@ class Ledger:
         """The replies on record under these keys as they were read then, in groups, each under the request id that is
         asked now.
 
-        Errors that cost nothing are not there: those are asked again.
+        Among them are errors that were charged, and the server's last word on what it refuses for good.
         """
         keys = list(ids_by_key)
-        with self._errors():
-            present = _columns(self._database)
-        # A ledger that is only looked at keeps the columns that it was made with.
-        columns = ", ".join(name if name in present else "NULL" for name in _REPLY)
         for first in range(0, len(keys), _BATCH):
             part = keys[first : first + _BATCH]
             marks = ", ".join("?" * len(part))
             with self._errors():
                 rows = self._database.execute(
-                    f"SELECT key, {columns} FROM requests WHERE replied > 0 AND key IN ({marks})", part
+                    f"SELECT key, {', '.join(_REPLY)} FROM requests WHERE (replied > 0 OR final) AND key IN ({marks})",
+                    part,
                 ).fetchall()
             if rows:
                 yield [_reply(ids_by_key[key], *values) for key, *values in rows]
 
-    def in_flight_elsewhere(self, keys: Sequence[str]) -> set[str]:
-        """Of `keys`, those that another process that is still alive has sent and not yet settled.
+    def in_flight_elsewhere(self, keys: Sequence[str]) -> dict[str, str]:
+        """Of `keys`, those that another process that may be alive has sent and not yet settled; which process.
 
         What is in a batch has no owner: it is on its way whether or not anybody lives who sent it.
         """
-        found: set[str] = set()
+        found: dict[str, str] = {}
         for first in range(0, len(keys), _BATCH):
             part = keys[first : first + _BATCH]
             rows = self._database.execute(
-                f"SELECT key, owner, sent_at FROM requests WHERE sends > refused + replied AND owner NOT IN ('', ?) "
+                "SELECT key, owner FROM requests WHERE sends > refused + replied AND owner NOT IN ('', ?) "
                 f"AND key IN ({', '.join('?' * len(part))})",
                 [self._owner, *part],
             ).fetchall()
-            now = time.time()
-            found.update(key for key, who, sent_at in rows if is_alive(who, now - sent_at))
+            found.update((key, who) for key, who in rows if self.lease.is_alive(who))
         return found
 
-    def others_ask(self) -> bool:
-        """Whether another process that is still alive has sent something that is not settled."""
+    def others_ask(self) -> list[str]:
+        """The other processes that may be alive and have sent something that is not settled."""
         rows = self._database.execute(
-            "SELECT owner, MAX(sent_at) FROM requests WHERE sends > refused + replied AND owner NOT IN ('', ?) "
-            "GROUP BY owner",
+            "SELECT DISTINCT owner FROM requests WHERE sends > refused + replied AND owner NOT IN ('', ?)",
             (self._owner,),
         ).fetchall()
-        now = time.time()
-        return any(is_alive(who, now - sent_at) for who, sent_at in rows)
+        return [who for (who,) in rows if self.lease.is_alive(who)]
+
+    def has_answered(self, endpoint: str) -> bool:
+        """Whether any request to `endpoint` has a reply on record."""
+        query = "SELECT EXISTS (SELECT 1 FROM requests WHERE endpoint = ? AND replied > 0)"
+        return bool(self._database.execute(query, (endpoint,)).fetchone()[0])
+
+    def longest_beyond_limit(self, endpoint: str) -> int:
+        """Output tokens of the longest reply of `endpoint` that was longer than its request allowed; 0 without one."""
+        query = (
+            f"SELECT MAX(output) FROM (SELECT {_OUTPUT} / replied AS output, "
+            "json_extract(body, '$.sampling.max_new_tokens') AS most FROM requests WHERE endpoint = ? AND replied > 0 "
+            "AND prompt_tokens IS NOT NULL) WHERE output > most"
+        )
+        return int(self._database.execute(query, (endpoint,)).fetchone()[0] or 0)
+
+    def given_up(self, keys: Sequence[str]) -> dict[str, int]:
+        """Of `keys`, those that earlier commands have tried in vain and that have no reply since: how many have."""
+        found: dict[str, int] = {}
+        for first in range(0, len(keys), _BATCH):
+            part = keys[first : first + _BATCH]
+            marks = ", ".join("?" * len(part))
+            query = f"SELECT key, given_up FROM requests WHERE given_up AND NOT (replied OR final) AND key IN ({marks})"
+            found.update(self._database.execute(query, part).fetchall())
+        return found
 
     def spent(self) -> tuple[float, float]:
         """Dollars spent, and dollars that open tries may cost or have cost."""
@@ -400,9 +440,9 @@ class Ledger:
             rows = self._database.execute(
                 "SELECT stage, model, CASE WHEN replied > 0 AND prompt_tokens IS NULL AND cost > 0 "
                 f"THEN finish_reason || '{NO_USAGE}' WHEN replied > 0 THEN finish_reason "
-                "WHEN sends > refused THEN 'unknown' "
+                "WHEN sends > refused AND NOT final THEN 'unknown' "
                 "ELSE 'refused' END AS outcome, COUNT(*), COALESCE(SUM(prompt_tokens), 0), "
-                "COALESCE(SUM(completion_tokens), 0), COALESCE(SUM(cost), 0), "
+                f"COALESCE(SUM({_OUTPUT}), 0), COALESCE(SUM({_THINKING}), 0), COALESCE(SUM(cost), 0), "
                 "SUM(worst * (sends - refused - replied)) FROM requests GROUP BY stage, model, outcome "
                 "ORDER BY MIN(sent_at), outcome"
             ).fetchall()
@@ -420,16 +460,17 @@ class Ledger:
     def _errors(self) -> Generator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ledger_schema.UnknownSchemaError) as error:
             full = "full" in str(error)
-            if "not a database" in str(error):
-                raise UserError(f"{self.path}: not a ledger; name a run directory or its ledger.sqlite") from error
+            if isinstance(error, ledger_schema.UnknownSchemaError) or "not a database" in str(error):
+                why = "" if isinstance(error, sqlite3.Error) else f" ({error})"
+                raise UserError(
+                    f"{self.path}: not a ledger{why}; name a run directory or its ledger.sqlite. {_DAMAGED}"
+                ) from error
+            if "malformed" in str(error):
+                raise UserError(f"{self.path}: {error}. {_DAMAGED}") from error
             mend = "free some room and run the same command again" if full else "can it be read and written?"
             raise UserError(f"{self.path}: {error}; {mend}; what was committed is kept") from error
-
-
-def _columns(database: sqlite3.Connection) -> set[str]:
-    return {name for _, name, *_ in database.execute("PRAGMA table_info(requests)")}
 
 
 _REPLY = (
@@ -440,10 +481,10 @@ _REPLY = (
 
 def _reply(
     id: str,
-    text: str,
-    reasoning: str,
+    text: str | None,
+    reasoning: str | None,
     finish_reason: Any,
-    error: str,
+    error: str | None,
     refusal: str | None,
     served: str | None,
     prompt: int | None,
@@ -451,35 +492,7 @@ def _reply(
     *more: int | None,
 ) -> Reply:
     usage = None if prompt is None or completion is None else Usage(prompt, completion, *more)
-    refusal, served = refusal or "", served or ""
-    return Reply(id, text, finish_reason, None, error, reasoning, usage, refusal, served)
-
-
-def owner() -> str:
-    """This process: host, pid, and when it started, since pids come round again."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_started(os.getpid())}"
-
-
-def is_alive(who: str, seconds_ago: float = 0.0) -> bool:
-    """Whether the process that `owner` named, last heard of `seconds_ago`, may still run.
-
-    Of another host that cannot be told: it is assumed for `FOREIGN_SECONDS`.
-    """
-    host, pid, started = who.rsplit(":", 2)
-    if host != socket.gethostname():
-        return seconds_ago < FOREIGN_SECONDS
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _started(int(pid)) == started
-
-
-def _started(pid: int) -> str:
-    try:
-        # The 22nd field, counted after the command's name, which may hold spaces.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return "0"
+    finish_reason = finish_reason or "error"  # refused for good: there never was a reply
+    return Reply(
+        *(id, text or "", finish_reason, None, error or "", reasoning or "", usage, refusal or "", served or "")
+    )

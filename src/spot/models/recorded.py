@@ -3,7 +3,8 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -11,10 +12,13 @@ from spot.errors import StoppedEarly, UserError
 from spot.models import completion
 from spot.models.base import Body, Model, NoMore, Reply, Request, closed, request_key
 from spot.models.bodies import Kept, kept
+from spot.models.failures import PATIENCE
+from spot.models.lease import LEASE, described
 from spot.models.ledger import (
     Admit,
     Answer,
     Entry,
+    GivenUp,
     Ledger,
     Operation,
     Prices,
@@ -32,6 +36,12 @@ TEMPLATE_TOKENS = 64
 ELSEWHERE_EVERY = 1.0
 """Seconds between looks at what another process is waiting for."""
 
+MARGIN = 1.5
+"""Where a server does not hold what it generates to the limit that it was given (thinking, mostly), so many times the
+largest output seen is reserved for a request."""
+
+COMMANDS = 3
+"""In vain, so many commands tell a request that always fails from an endpoint that is often down."""
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +58,9 @@ class RecordedModel:
     """`model` behind `ledger`; implements `spot.models.base.Model`.
 
     What is on record is yielded at once. With `max_cost`, in dollars and of the whole ledger, a request is sent only if
-    its worst case still fits; where it does not and nothing is on its way, `StoppedEarly`. `stage` is what the account
-    books it under.
+    its worst case still fits; where it does not and nothing is on its way, `StoppedEarly`. The worst case is
+    `max_new_tokens`, and once a reply was longer than that, a multiple of the longest: what is on its way then may pass
+    the limit, which is said. `stage` is what the account books it under.
     """
 
     def __init__(
@@ -69,6 +80,9 @@ class RecordedModel:
         self._prices = prices or Prices()
         self._max_cost = max_cost
         self._said: set[str] = set()
+        self._reserved = 0  # output tokens; more than a request may have where its server does not hold to that
+        if max_cost is not None:
+            self._reserve(ledger.longest_beyond_limit(self.fingerprint))
 
     @property
     def gated(self) -> bool:
@@ -87,6 +101,10 @@ class RecordedModel:
         by_id = {request.id: request for request in requests}
         key_of = {id: request_key(self.fingerprint, request, sampling) for id, request in by_id.items()}
         open_ = {key: id for id, key in key_of.items() if id not in done}
+        given_up = self._ledger.given_up(list(open_))
+        if self.gated:
+            # What may be had comes first; the rest is then known to fail beside it, or is not tried at all.
+            by_id = dict(sorted(by_id.items(), key=lambda item: key_of[item[0]] in given_up))
         answered = set(done)
         try:
             async for group in self._on_record(open_, by_id):
@@ -94,7 +112,7 @@ class RecordedModel:
                 yield group
         except NoMore:
             return
-        gate = _LedgerGate(self, key_of, sampling)
+        gate = _LedgerGate(self, key_of, sampling, doubtful(given_up))
         try:
             # All requests are passed, because a local model forms its batches over the whole list.
             async with closed(self._asked(gate, by_id, sampling, answered)) as groups:
@@ -155,7 +173,8 @@ class RecordedModel:
         key_of, requests = gate.key_of, list(by_id.values())
         while True:
             todo = {key_of[request.id]: request.id for request in requests if request.id not in answered}
-            elsewhere = {todo[key] for key in self._ledger.in_flight_elsewhere(list(todo))}
+            owners = self._ledger.in_flight_elsewhere(list(todo))
+            elsewhere = {todo[key] for key in owners}
             if len(todo) > len(elsewhere):
                 async with closed(self._sent(gate, requests, sampling, frozenset(answered | elsewhere))) as groups:
                     async for replies in groups:
@@ -164,6 +183,7 @@ class RecordedModel:
                 elsewhere |= gate.skipped
             if not elsewhere or gate.closed_by_turnstile:
                 return
+            gate.say_who_is_waited_for(owners.values())
             await asyncio.sleep(ELSEWHERE_EVERY)
             async for replies in self._on_record({key_of[id]: id for id in elsewhere}, by_id):
                 answered.update(reply.id for reply in replies)
@@ -181,9 +201,10 @@ class RecordedModel:
         try:
             async with closed(self._model.generate(requests, sampling, done | gate.skipped)) as groups:
                 async for group in groups:
-                    await gate.replied(group)
-                    self.tell_of(group)
-                    yield group
+                    replies = [gate.last_word(reply) for reply in group]
+                    await gate.replied(replies)
+                    self.tell_of(replies)
+                    yield replies
         finally:
             if self.gated:
                 sends.gate = None
@@ -211,7 +232,25 @@ class RecordedModel:
             request.candidate,
             request.attempt,
             json.dumps(body, ensure_ascii=False),
-            worst_cost(request, sampling, self._prices),
+            worst_cost(request, sampling, self._prices, self._reserved),
+        )
+
+    def _reserve(self, output: int) -> None:
+        self._reserved = max(self._reserved, math.ceil(MARGIN * output))
+
+    def learn(self, reply: Reply, sampling: Sampling, on_their_way: int) -> None:
+        """Reserve more for the requests to come where a reply was longer than it might have been."""
+        output, reserved = reply.usage.output_tokens if reply.usage else 0, self._reserved
+        if self._max_cost is None or output <= max(sampling.max_new_tokens, reserved):
+            return
+        self._reserve(output)
+        more = self._prices.output * (self._reserved - (reserved or sampling.max_new_tokens)) / 1e6
+        _log.warning(
+            "%s: a reply took %s output tokens, and max_new_tokens is %s: thinking is not limited there. From now on "
+            "%s output tokens a request are reserved, %g times that; the %d requests on their way may pass max_cost by "
+            "%s, and by more if one thinks longer still (limit thinking in extra_body, or lower concurrency)",
+            *(self.name, f"{output:,}", f"{sampling.max_new_tokens:,}", f"{self._reserved:,}", MARGIN, on_their_way),
+            dollars(on_their_way * more),
         )
 
     def operation(self, key: str, reply: Reply) -> Replied:
@@ -235,8 +274,13 @@ class _LedgerGate:
     What comes while one commit runs shares the next, so that a sync to the disk serves many requests.
     """
 
-    def __init__(self, model: RecordedModel, key_of: dict[str, str], sampling: Sampling) -> None:
+    def __init__(
+        self, model: RecordedModel, key_of: dict[str, str], sampling: Sampling, doubtful: Collection[str] = ()
+    ) -> None:
         self.key_of = key_of
+        self.proven = model.ledger.has_answered(model.fingerprint)
+        self.doubtful = frozenset(id for id, key in key_of.items() if key in doubtful)
+        self._said: set[str] = set()
         self._model = model
         self._sampling = sampling
         self.skipped: frozenset[str] = frozenset()
@@ -259,22 +303,41 @@ class _LedgerGate:
                 raise
         key = self.key_of[request.id]
         operation = Admit(self._model.entry(request, self._sampling, key), self._model.max_cost)
+        alone = False
         while (answer := await self._let_out(operation)) != "done":
             if answer == "on_record":
                 self._served.add(request.id)
                 return await self._model.recall(key, request.id)
             if answer == "elsewhere":
+                self.say_who_is_waited_for(self._model.ledger.in_flight_elsewhere([key]).values())
                 await asyncio.sleep(ELSEWHERE_EVERY)
             elif answer == "in_batch":
                 raise self._in_batch()
             elif self._open:
                 await self._changed.wait()
-            elif self._model.ledger.others_ask():
+            elif others := self._model.ledger.others_ask():
+                self.say_who_is_waited_for(others)
                 await asyncio.sleep(ELSEWHERE_EVERY)  # what they have reserved may come back
+            elif not alone:
+                alone = True  # what another one held may have come back between the two looks
             else:
                 self._tell()  # those who wait for what was open
                 raise self._no_room(operation.entry.worst)
         return None
+
+    def say_who_is_waited_for(self, owners: Iterable[str]) -> None:
+        """Say once of each process that it is waited for, and what ends that."""
+        for who in set(owners) - self._said:
+            self._said.add(who)
+            _log.warning(
+                "%s: waiting for %s, which is asking the same or holds what is left of max_cost; this goes on as soon "
+                "as that process ends (stop it to go on at once), or %.0f s after its last sign of life",
+                *(self._model.ledger.path, described(who), LEASE),
+            )
+
+    def last_word(self, reply: Reply) -> Reply:
+        """The reply; what failed in an earlier command, too, and might pass, is taken to be refused for good."""
+        return replace(reply, passing=False) if reply.passing and reply.id in self.doubtful else reply
 
     def _no_room(self, worst: float) -> StoppedEarly:
         spent, open_ = self._model.ledger.spent()
@@ -319,12 +382,15 @@ class _LedgerGate:
         self._enqueue(Refused(self.key_of[request.id], charged)).add_done_callback(lambda _: self._settled())
 
     async def replied(self, replies: Sequence[Reply]) -> None:
-        """Commit replies. Of an error without a body no try was answered: `refused` has booked them all."""
+        """Commit replies. Of an error without a body no try was answered: `refused` has booked them all, and what is
+        kept is that the request was given up, for good or for now."""
         fresh = [reply for reply in replies if reply.id not in self._served]
         answers = [reply for reply in fresh if _came(reply)]
-        given_up = [self.key_of[reply.id] for reply in fresh if not _came(reply)]
+        failed = [reply for reply in fresh if not _came(reply)]
+        for reply in answers:
+            self._model.learn(reply, self._sampling, self._open - 1)
         operations: list[Operation] = [self._model.operation(self.key_of[reply.id], reply) for reply in answers]
-        operations += [Released(given_up)] if given_up else []
+        operations += [GivenUp(self.key_of[reply.id], reply.error, final=not reply.passing) for reply in failed]
         await asyncio.gather(*map(self._enqueue, operations))
         for _ in answers:
             self._settled()
@@ -366,6 +432,16 @@ class _LedgerGate:
         await asyncio.to_thread(self._model.ledger.apply, [Released(list(self.key_of.values()))])
 
 
+def doubtful(given_up: Mapping[str, int]) -> set[str]:
+    """The keys whose next failure is taken for the server's last word, by how many commands tried them in vain.
+
+    A few that failed in one command may be to blame themselves. As many as a server that was down for a while leaves
+    behind have to fail in several.
+    """
+    enough = 1 if len(given_up) < PATIENCE else COMMANDS
+    return {key for key, commands in given_up.items() if commands >= enough}
+
+
 def _came(reply: Reply) -> bool:
     """Whether a server, or a model in process, gave this, be it no answer."""
     return reply.finish_reason != "error" or reply.body is not None or reply.usage is not None
@@ -376,8 +452,9 @@ def dollars(amount: float) -> str:
     return f"${amount:.2f}" if amount >= 1 or not amount else f"${amount:.4f}"
 
 
-def worst_cost(request: Request, sampling: Sampling, prices: Prices) -> float:
-    """The most dollars that one try can cost: a token is never shorter than a byte."""
+def worst_cost(request: Request, sampling: Sampling, prices: Prices, output: int = 0) -> float:
+    """The most dollars that one try can cost: a token is never shorter than a byte. `output` is how many tokens its
+    server may generate whatever `max_new_tokens` is."""
     prompt = sum(len(message.content.encode()) + TEMPLATE_TOKENS for message in request.messages)
     prompt += len(request.prefix.encode())
-    return (prices.input * prompt + prices.output * sampling.max_new_tokens) / 1e6
+    return (prices.input * prompt + prices.output * max(sampling.max_new_tokens, output)) / 1e6

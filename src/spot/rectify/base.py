@@ -18,7 +18,7 @@ class Failure:
 @dataclass(frozen=True)
 class Correction:
     """An Oracle's answer to one failure. `text` is `None` where it gave none; `reason` says why in a word, `detail` in
-    what words somebody else did (a server, say)."""
+    what words somebody else did (a server, say). `passing` is one that may be had by asking again: it is not stored."""
 
     attempt_id: str
     text: str | None
@@ -27,6 +27,7 @@ class Correction:
     candidate: int = 0
     prompt_version: str | None = None
     ledger_key: str | None = None
+    passing: bool = False
 
 
 class Oracle(Protocol):

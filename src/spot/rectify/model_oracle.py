@@ -91,6 +91,7 @@ class ModelOracle:
         self._template = load_prompt(prompt, with_answer, mode)
         self._sampling = sampling or Sampling()
         self._continuation = continuation
+        self._stored: frozenset[str] = frozenset()
 
     async def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
         """Corrections in groups as they come; what has to be asked again is asked once all have been asked."""
@@ -121,7 +122,8 @@ class ModelOracle:
                 if not asked:
                     continue
                 requests = [asking.request for asking in asked.values()]
-                async with closed(self._model.generate(requests, self._sampling_of(enlarged))) as groups:
+                replies_of = self._model.generate(requests, self._sampling_of(enlarged), self._stored)
+                async with closed(replies_of) as groups:
                     async for replies in groups:
                         outcomes = [self._read(asked[reply.id], reply) for reply in replies]
                         if self.target is not None:
@@ -145,6 +147,10 @@ class ModelOracle:
         """A correction was looked at; `accepted` says that its failure has its pair."""
         if self.target is not None:
             self.target.leave(correction.attempt_id, correction.candidate, accepted=accepted)
+
+    def have(self, failure: Failure, candidate: int) -> None:
+        """A correction is stored already: its model is known to answer."""
+        self._stored |= {self._request_id(failure, candidate, 0)}
 
     def first(self, failure: Failure, candidate: int) -> _Asking:
         """What is asked first about a failure."""
@@ -197,6 +203,8 @@ class ModelOracle:
 
     def _read(self, asking: _Asking, reply: Reply) -> _Next:
         """What a reply leads to. A text with a reason cannot be used and is kept to be looked at."""
+        if reply.passing:
+            return replace(self._correction(asking, None, "no_reply", reply.error), passing=True)
         if reply.finish_reason == "error":
             # Many servers refuse more tokens than they have; the first reply was cut off all the same.
             return self._correction(asking, None, "truncated" if asking.enlarged else "no_reply", reply.error)
@@ -278,7 +286,7 @@ class ModelOracle:
         asking = item.asking
         if reply.finish_reason != "stop":
             reason = "truncated" if reply.finish_reason == "length" else "no_reply"
-            return self._correction(asking, None, reason, reply.error)
+            return replace(self._correction(asking, None, reason, reply.error), passing=reply.passing)
         text = item.prefix + reply.text
         failure = asking.failure
         right = self._continuation.verifier(text, failure.problem).correct

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from spot.errors import RunFailed, UserError
-from spot.models.base import closed
+from spot.models.base import Unanswered, closed
 from spot.rectify.base import Correction, Failure, Oracle
 from spot.rectify.model_oracle import ModelOracle
 from spot.schema import Rectification, Verdict
@@ -73,9 +73,10 @@ async def rectify(
     `on_progress` gets each group of rows after it was committed. A correction is accepted only if it verifies;
     otherwise its row's `reason` says why: the Oracle's own, or `empty`, `same_as_rejected`, `does_not_verify`,
     `unscored`, `no_correction`. An Oracle that asks only for what is wanted is told of each correction whether it
-    makes a pair, `within` considered.
+    makes a pair, `within` considered. What got no reply for a reason that may pass has no row.
 
-    Raises `RunFailed` for an Oracle that answers what it was not asked, and lets the Oracle's errors through.
+    Raises `StoppedEarly` where there is such, once all others are committed and unless so many pairs are there as are
+    wanted, `RunFailed` for an Oracle that answers what it was not asked, and lets the Oracle's errors through.
     """
     failure_of = {failure.attempt.id: failure for failure in failures}
 
@@ -85,6 +86,8 @@ async def rectify(
             oracle.judged(correction, row.accepted and (within is None or within(rejected, row.response)))
 
     for row in stored:
+        if isinstance(oracle, ModelOracle):
+            oracle.have(failure_of[row.attempt_id], row.candidate)
         tell(Correction(row.attempt_id, row.response, candidate=row.candidate), row)
     count = Counter(row.attempt_id for row in stored)
     candidates = oracle.candidates if isinstance(oracle, ModelOracle) else 1
@@ -93,7 +96,15 @@ async def rectify(
         return
     have, seen = {row.id for row in stored}, set[str]()
 
-    async def commit(corrections: Sequence[Correction]) -> None:
+    unanswered = Unanswered()
+
+    async def commit(group: Sequence[Correction]) -> None:
+        corrections = [correction for correction in group if not correction.passing]
+        for correction in group:
+            if correction.passing:
+                unanswered.why[f"{correction.attempt_id}.{correction.candidate}"] = correction.detail
+                if isinstance(oracle, ModelOracle):
+                    oracle.judged(correction, accepted=False)
         # In a thread: an Oracle that is asked over the network goes on meanwhile.
         rows = await asyncio.to_thread(_all_judged, corrections, open_failures, oracle, verifier)
         for row in rows:
@@ -113,6 +124,7 @@ async def rectify(
             await commit(group)
             answered.update(correction.attempt_id for correction in group)
     if not enough(oracle):
+        unanswered.check(len(open_failures) * candidates)
         await commit([Correction(id, None, "no_correction") for id in open_failures if id not in answered])
 
 
