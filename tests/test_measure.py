@@ -17,9 +17,11 @@ from tests.tiny_student import make_model, make_tokenizer
 
 from spot import cli
 from spot.evaluate.results import read_results
+from spot.models import endpoint
 from spot.models.base import Request
 from spot.models.likelihood import LikelihoodModel
 from spot.models.local import LocalModel
+from spot.models.pace import RetryPolicy
 from spot.schema import Attempt, Message, Problem, Sampling
 from spot.store import read_rows
 
@@ -242,24 +244,34 @@ def test_an_endpoint_is_asked_through_a_ledger_and_never_twice(spot: Spot, tmp_p
     assert code == 0 and "eval m stop 3" in out
 
 
-def test_requests_that_fail_are_told_and_asked_again(spot: Spot, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [400, 500])
+def test_requests_that_are_refused_count_as_0_and_what_may_pass_is_asked_again(
+    spot: Spot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(endpoint, "RetryPolicy", lambda: RetryPolicy(tries=2, first_wait=0.001, longest_wait=0.002))
     healthy = False
 
     def some(seen: Seen) -> Answer:
         if healthy or "3" not in seen.question:
             return completion("\\boxed{7}")
-        return failure(400, "content filter")
+        return failure(status, "content filter")
 
     rows = [f'{{"id": "q{n}", "prompt": "{n} + 4?", "answer": "7"}}\n' for n in range(6)]
     (tmp_path / "own.jsonl").write_text("".join(rows))
     with FakeServer(some) as server:
         call = f"eval --model m --tasks own.jsonl --output a student.base_url={server.url} --samples 2"
         code, out, errors = spot(*call.split())
-        assert code == 3 and "own: 16.7% unscored" in out and "one text" not in out
-        assert "2 of 12 requests failed and count as 0 (the first: HTTP 400: content filter); the same" in errors
-        healthy = True
-        code, out, _ = spot(*call.split())
-    assert code == 0 and "unscored" not in out and read_results(tmp_path / "a").tasks["own"].mean == 1
+        if status == 500:
+            assert code == 3 and "2 of 12 requests got no reply, for a reason that may pass" in errors
+            healthy = True
+            code, out, _ = spot(*call.split())
+            assert code == 0 and "unscored" not in out and read_results(tmp_path / "a").tasks["own"].mean == 1
+            return
+        for _ in range(2):
+            assert code == 0 and "own: 16.7% unscored" in out and "one text" not in out, errors
+            assert "2 of 12 requests were refused and count as 0 (the first: HTTP 400: content filter)" in out
+            assert len(server.seen) == 12
+            code, out, errors = spot(*call.split())
 
 
 def test_logs_for_inspect_are_written_where_they_are_asked_for(spot: Spot, tmp_path: Path) -> None:

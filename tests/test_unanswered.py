@@ -17,6 +17,7 @@ from tests.fake_server import Answer, FakeServer, Seen, completion, failure
 
 from spot import cli
 from spot.models import endpoint
+from spot.models.ledger import Ledger
 from spot.models.pace import RetryPolicy
 from spot.schema import Attempt, Problem, Verdict
 from spot.store import write_rows
@@ -266,6 +267,42 @@ def test_an_empty_account_in_the_middle_of_a_run(spot: Spot, tmp_path: Path) -> 
         done = len(reasons(tmp_path / "r.jsonl"))
         assert rectify(spot, server.url)[0] == 0
         assert oracle.asked.total() == COUNT - done
+
+
+COSTS = ("rectify.input_price=10", "rectify.output_price=10", "rectify.max_new_tokens=1000")
+"""A request costs about $0.02 at the worst, and $0.00015 in fact."""
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, 521, 529])
+def test_what_a_server_turns_down_leaves_no_possible_spend(spot: Spot, tmp_path: Path, status: int) -> None:
+    oracle = Oracle(failure(400))
+    oracle.bad = ()
+    script = lambda seen: failure(status) if seen.number % 5 < 2 else oracle(seen)  # noqa: E731
+    with FakeServer(script) as server:
+        code, said = rectify(spot, server.url, *COSTS, "--max_cost", "0.1", "rectify.concurrency=2")
+    assert code == 0, said
+    with Ledger(tmp_path / "r.ledger.sqlite") as ledger:
+        assert ledger.spent() == (pytest.approx(COUNT * 0.00015), 0)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://no-such-host.invalid/v1"])
+def test_what_never_left_the_house_leaves_no_possible_spend(spot: Spot, tmp_path: Path, url: str) -> None:
+    code, said = rectify(spot, url, *COSTS)
+    assert code == 2 and "cannot connect" in said
+    with Ledger(tmp_path / "r.ledger.sqlite") as ledger:
+        assert list(ledger.rows()) and ledger.spent() == (0, 0)
+
+
+def test_a_try_of_unknown_outcome_is_priced_like_the_reply_that_follows(spot: Spot, tmp_path: Path) -> None:
+    oracle = Oracle(failure(400))
+    oracle.bad = ()
+    script = lambda seen: failure(502) if seen.number % 3 == 0 else oracle(seen)  # noqa: E731
+    with FakeServer(script) as server:
+        code, said = rectify(spot, server.url, *COSTS, "--max_cost", "0.2", "rectify.concurrency=2")
+    assert code == 0, said
+    with Ledger(tmp_path / "r.ledger.sqlite") as ledger:
+        tries = sum(row["sends"] - row["replied"] for row in ledger.rows())
+        assert tries and ledger.spent()[1] == pytest.approx(tries * 0.00015)
 
 
 def settings(url: str, **more: Any) -> str:
