@@ -12,15 +12,45 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from spot.errors import UserError
 from spot.models import bodies, ledger_schema
-from spot.models.base import Body, Reply, Usage
+from spot.models.base import Reply, Usage
+from spot.models.bookings import (
+    Admit,
+    Answer,
+    Entry,
+    GivenUp,
+    Line,
+    Operation,
+    Prices,
+    Received,
+    Refused,
+    Released,
+    Replied,
+    Reread,
+)
 from spot.models.lease import Lease, owner
+
+__all__ = [
+    "NO_USAGE",
+    "Admit",
+    "Answer",
+    "Entry",
+    "GivenUp",
+    "Ledger",
+    "Line",
+    "Operation",
+    "Prices",
+    "Received",
+    "Refused",
+    "Released",
+    "Replied",
+    "Reread",
+]
 
 NO_USAGE = ", no usage"
 """Behind the outcome of replies whose server did not say what they used: they are booked at the most they can cost."""
@@ -37,115 +67,6 @@ _THINKING = f"MAX(COALESCE(reasoning_tokens, 0), {_OUTPUT} - completion_tokens)"
 
 _ROUNDING = 1e-9  # dollars; what sums of reservations, each taken back, leave
 _BATCH = 500  # keys in one query; SQLite takes at least 999
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What tokens cost, in dollars per million."""
-
-    input: float = 0.0
-    output: float = 0.0
-
-    def cost(self, usage: Usage) -> float:
-        """Dollars for tokens that were used."""
-        return (self.input * usage.prompt_tokens + self.output * usage.output_tokens) / 1e6
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A request as the ledger keeps it; `worst` is the most that one try can cost, in dollars."""
-
-    key: str
-    stage: str
-    endpoint: str
-    model: str
-    request_id: str
-    candidate: int
-    attempt: int
-    body: str
-    worst: float
-
-
-@dataclass(frozen=True)
-class Admit:
-    """Let out one try of `entry`, unless the account would pass `max_cost`."""
-
-    entry: Entry
-    max_cost: float | None
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A try came to nothing; where it is not known whether it is charged, it stays open."""
-
-    key: str
-    charged: bool | None
-
-
-@dataclass(frozen=True)
-class Received:
-    """What came for a try, before it is read."""
-
-    key: str
-    body: Body
-
-
-@dataclass(frozen=True)
-class Reread:
-    """A reply on record in which today's reader finds what an earlier one did not; it was booked then."""
-
-    key: str
-    reply: Reply
-
-
-@dataclass(frozen=True)
-class Replied:
-    """A reply and its cost in dollars; `None` where the server did not say what it used: the worst is assumed."""
-
-    key: str
-    reply: Reply
-    cost: float | None
-
-
-@dataclass(frozen=True)
-class Released:
-    """Nobody here asks these any more; what of their tries is not settled stays open, and others may ask again."""
-
-    keys: Sequence[str]
-
-
-@dataclass(frozen=True)
-class GivenUp:
-    """A request was tried as often as may be and has no reply; `final` is the server's last word on it."""
-
-    key: str
-    why: str
-    final: bool
-
-
-Operation = Admit | Refused | Received | Reread | Replied | Released | GivenUp
-Answer = Literal["done", "no_room", "on_record", "elsewhere", "in_batch"]
-"""What became of an operation. An `Admit` is let out (`done`), or not: the account has no room for it, its reply is
-there already, another process that lives is asking the same, or a batch that was submitted holds it."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A sum over requests of one stage, model and outcome: tokens, dollars, and dollars that may have been spent.
-
-    `completion_tokens` are all that were charged as output; `reasoning_tokens` are those of them that the server calls
-    so, or that it counts in the total and nowhere else.
-    """
-
-    stage: str
-    model: str
-    outcome: str
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    reasoning_tokens: int
-    cost: float
-    possible: float
 
 
 class Ledger:

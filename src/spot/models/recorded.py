@@ -330,8 +330,8 @@ class _LedgerGate:
         for who in set(owners) - self._said:
             self._said.add(who)
             _log.warning(
-                "%s: waiting for %s, which is asking the same or holds what is left of max_cost; this continues as soon "
-                "as that process ends (stop it to continue at once), or %.0f s after its last sign of life",
+                "%s: waiting for %s, which is asking the same or holds what is left of max_cost; this continues as "
+                "soon as that process ends (stop it to continue at once), or %.0f s after its last sign of life",
                 *(self._model.ledger.path, described(who), LEASE),
             )
 
