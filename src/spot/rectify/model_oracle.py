@@ -12,6 +12,7 @@ from typing import Literal
 
 from spot.models.base import Model, Reply, Request, closed, request_key
 from spot.rectify.base import Correction, Failure
+from spot.rectify.coherence import check_student, restarts
 from spot.rectify.parse import Markers, Parsed, extract_block, flaw, plain_reply
 from spot.rectify.patch import EditError, apply_edits
 from spot.rectify.prompting import load_prompt, problem_text, render_tell_back, tell_back_version
@@ -94,7 +95,12 @@ class ModelOracle:
         self._stored: frozenset[str] = frozenset()
 
     async def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
-        """Corrections in groups as they come; what has to be asked again is asked once all have been asked."""
+        """Corrections in groups as they come; what has to be asked again is asked once all have been asked.
+
+        Raises `UserError` where the student's server does not go on from a beginning, before the Oracle is asked.
+        """
+        if self._continuation is not None:
+            await check_student(self._continuation.student, self._continuation.sampling, failures)
         if self.target is None or getattr(self._model, "gated", False):
             async with closed(self._corrected(failures)) as groups:
                 async for corrections in groups:
@@ -289,6 +295,8 @@ class ModelOracle:
             return replace(self._correction(asking, None, reason, reply.error), passing=reply.passing)
         text = item.prefix + reply.text
         failure = asking.failure
+        if restarts(item.prefix, failure.attempt.response, reply.text):
+            return self._correction(asking, text, "restarts")
         right = self._continuation.verifier(text, failure.problem).correct
         if right or asking.rounds + 1 >= self._continuation.max_rounds:
             return self._finished(asking, text)
