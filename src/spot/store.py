@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
@@ -328,6 +329,12 @@ class RunDirectory:
     def update_manifest(self, **values: Any) -> None:
         """Merge `values` into the manifest, atomically."""
         write_atomic(self.path / "manifest.json", json.dumps(self.manifest | values, indent=2, sort_keys=True) + "\n")
+
+    def day(self) -> date:
+        """The day on which the run began, which chat templates print to its end."""
+        if "day" not in self.manifest:
+            self.update_manifest(day=date.today().isoformat())
+        return date.fromisoformat(self.manifest["day"])
 
     def is_complete(self, stage: str) -> bool:
         """Whether `stage` has finished in this run."""
