@@ -21,10 +21,8 @@ from pydantic import ValidationError
 from spot import escapes
 from spot.disk import disk_errors, lock, open_lock, write_atomic
 from spot.errors import UserError
-from spot.formats import MAX_LINE_BYTES, TABLES, Line, check_writable, lines_of, why_not_json
-from spot.schema import Dropped, Message, Row
-
-__all__ = ["MAX_LINE_BYTES", "Appender", "RunDirectory", "numbered_rows", "read_dropped", "read_rows", "write_rows"]
+from spot.formats import MAX_LINE_BYTES, TABLES, Line, check_writable, lines_of, why_not_json  # noqa: F401 (public)
+from spot.schema import Dropped, Message, Problem, Row, as_messages
 
 MAX_MESSAGE = 500
 
@@ -126,6 +124,18 @@ def read_rows(
     return [row for _, row in numbered_rows(path, kind, on_bad_row, dropped, by_hand=by_hand)]
 
 
+def read_problems(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> list[Problem]:
+    """`read_rows` of problems, written by hand perhaps, that are to be asked: a prompt that ends with an assistant turn makes a bad row."""
+    rows: list[Problem] = []
+    for number, row in numbered_rows(path, Problem, on_bad_row, dropped, by_hand=True):
+        if as_messages(row.prompt)[-1].role == "assistant":
+            why = "the prompt ends with an assistant turn, which is not continued; end it with the user's question"
+            _bad_row(f"{path}:{number}: {why}", row.id, on_bad_row, dropped)
+        else:
+            rows.append(row)
+    return rows
+
+
 def numbered_rows(
     path: Path,
     kind: type[RowType],
@@ -197,9 +207,13 @@ def _one_line(error: ValidationError, kind: type[Row], line: str) -> str:
     if len(names) > 1:
         known = f"a message has {' and '.join(Message.model_fields)}; take {names[-1]!r} out"
     return {
-        "missing": f"the field {where!r} is missing",
+        "missing": f"the field {where!r} is missing{_required(kind) if len(names) == 1 else ''}",
         "extra_forbidden": f"unknown field {where!r}; {known}",
     }.get(first["type"], f"field {where!r}: {first['msg'][0].lower()}{first['msg'][1:]}" if where else first["msg"])
+
+
+def _required(kind: type[Row]) -> str:
+    return f"; a row has {', '.join(name for name, field in kind.model_fields.items() if field.is_required())}"
 
 
 def _bad_row(message: str, identity: str, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> None:
