@@ -125,7 +125,10 @@ def read_rows(
 
 
 def read_problems(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> list[Problem]:
-    """`read_rows` of problems, written by hand perhaps, that are to be asked: a prompt that ends with an assistant turn makes a bad row."""
+    """`read_rows` of problems that are to be asked, and may be written by hand.
+
+    A prompt that ends with an assistant turn makes a bad row.
+    """
     rows: list[Problem] = []
     for number, row in numbered_rows(path, Problem, on_bad_row, dropped, by_hand=True):
         if as_messages(row.prompt)[-1].role == "assistant":
