@@ -21,8 +21,13 @@ from pydantic import ValidationError
 from spot import escapes
 from spot.disk import disk_errors, lock, open_lock, write_atomic
 from spot.errors import UserError
-from spot.formats import MAX_LINE_BYTES, TABLES, Line, check_writable, lines_of, why_not_json  # noqa: F401 (public)
+from spot.formats import MAX_LINE_BYTES, TABLES, Line, check_writable, lines_of, why_not_json
 from spot.schema import Dropped, Message, Problem, Row, as_messages
+
+__all__ = [
+    *("MAX_LINE_BYTES", "Appender", "OnBadRow", "RunDirectory", "numbered_rows", "parsed_row", "read_dropped"),
+    *("read_problems", "read_rows", "repair", "write_rows"),
+]
 
 MAX_MESSAGE = 500
 
