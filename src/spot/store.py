@@ -25,8 +25,18 @@ from spot.formats import MAX_LINE_BYTES, TABLES, Line, check_writable, lines_of,
 from spot.schema import Dropped, Message, Problem, Row, as_messages
 
 __all__ = [
-    *("MAX_LINE_BYTES", "Appender", "OnBadRow", "RunDirectory", "numbered_rows", "parsed_row", "read_dropped"),
-    *("read_problems", "read_rows", "repair", "write_rows"),
+    "MAX_LINE_BYTES",
+    "RUN_FILES",
+    "Appender",
+    "OnBadRow",
+    "RunDirectory",
+    "numbered_rows",
+    "parsed_row",
+    "read_dropped",
+    "read_problems",
+    "read_rows",
+    "repair",
+    "write_rows",
 ]
 
 MAX_MESSAGE = 500
