@@ -50,7 +50,7 @@ ALLOWED = {
         "evaluate",
     },
     "audit": {
-        *("disk", "errors", "hub", "interrupt", "progress", "schema", "store", "config", "opening"),
+        *("chat", "disk", "errors", "hub", "interrupt", "progress", "schema", "store", "config", "opening"),
         *("models.base", "models.ledger", "rectify", "pairs", "evaluate", "train", "lab", "audit"),
     },
     "lab": {"disk", "errors", "schema", "models.base", "rectify", "verify", "lab"},

@@ -68,10 +68,10 @@ def test_a_run_keeps_its_day_in_the_manifest(tmp_path: Path) -> None:
     config = parse_config({"run": {"dir": str(tmp_path / "run")}}, "test")
     with RunDirectory.open(config.run.dir, config.to_yaml()) as directory:
         pipeline = Pipeline(config, directory, Any, "spot run")  # pyright: ignore[reportArgumentType]
-        assert pipeline.day() == date.today()
+        assert directory.day() == date.today()
         directory.update_manifest(day="2024-02-29")
         pipeline.describe()
-        assert pipeline.day() == date(2024, 2, 29) and directory.manifest["day"] == "2024-02-29"
+        assert directory.day() == date(2024, 2, 29) and directory.manifest["day"] == "2024-02-29"
 
 
 def test_messages_that_end_with_an_answer_are_an_error_of_that_request(dated: Path) -> None:

@@ -328,7 +328,7 @@ def test_problems_whose_prompt_ends_with_an_answer_are_refused_or_dropped(tmp_pa
     path = tmp_path / "p.jsonl"
     rows = [{"id": name, "prompt": prompt, "answer": "4"} for name, prompt in (("a", [USER]), ("b", [USER, RIGHT]))]
     path.write_bytes(jsonl(rows))
-    with pytest.raises(UserError, match=r"p.jsonl: problem 'b': the prompt ends with an assistant turn"):
+    with pytest.raises(UserError, match=r"p.jsonl:2: the prompt ends with an assistant turn"):
         load_problems(ProblemsSection(source=str(path)), 0, "error", [])
     dropped: list[Dropped] = []
     assert [row.id for row in load_problems(ProblemsSection(source=str(path)), 0, "skip", dropped)] == ["a"]

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -185,13 +184,8 @@ class Pipeline:
         """Record versions and the commit that this run was made with."""
         if "versions" in self.run.manifest:
             return
-        self.run.update_manifest(versions=versions(), commit=commit(), command=self.command, day=self.day().isoformat())
-
-    def day(self) -> date:
-        """The day on which the run began, which chat templates print to its end."""
-        if "day" not in self.run.manifest:
-            self.run.update_manifest(day=date.today().isoformat())
-        return date.fromisoformat(self.run.manifest["day"])
+        self.run.update_manifest(versions=versions(), commit=commit(), command=self.command)
+        self.run.day()  # kept there from now on
 
     def stage(self, name: Stage) -> None:
         """Run a stage unless it is complete."""
@@ -243,7 +237,7 @@ class Pipeline:
         with self._ledger() if asked and config.student.base_url else nullcontext() as ledger:
             attempts = stages.elicit(
                 self.problems(),
-                open_model(config.student, ledger=ledger, day=self.day) if asked else None,
+                open_model(config.student, ledger=ledger, day=self.run.day) if asked else None,
                 config.elicit.model_copy(update={"samples": samples}),
                 open_verifier(config.problems),
                 config.run.seed,
@@ -273,7 +267,7 @@ class Pipeline:
                 partial(self.console.print, highlight=False, soft_wrap=True),
                 self.config.run.on_bad_row,
                 unused,
-                self.day,
+                self.run.day,
             )
             rows = self._rectified(asking, self._attempts())
             while target is not None and target.missing and (more := self._more_attempts()):
@@ -356,7 +350,7 @@ class Pipeline:
             self.run / "metrics.jsonl",
             self.console,
             self._evaluation(pairs),
-            self.day().isoformat(),
+            self.run.day().isoformat(),
         )
         self._drop("train", result.dropped)
         gc.collect()  # the trainer and its callbacks hold each other, with weights and optimizer state
@@ -410,7 +404,7 @@ class Pipeline:
         trained = self._needs("model", "train")
         for side, weights in {"before": None, "after": trained}.items():
             # Both in process, so that nothing but the weights differs.
-            model = open_model(config.student.model_copy(update={"base_url": None}), weights, day=self.day)
+            model = open_model(config.student.model_copy(update={"base_url": None}), weights, day=self.run.day)
             stages.evaluate(tasks, model, config.evaluate, self.run / "eval" / side, side, self.console)
             del model
             gc.collect()  # one model at a time in memory

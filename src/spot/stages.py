@@ -26,8 +26,8 @@ from spot.errors import UserError
 from spot.hub import load_tokenizer, model_path, stop_ids
 from spot.opening import open_verifier
 from spot.progress import bar
-from spot.schema import Attempt, Counts, Dropped, Pair, Problem, Rectification, as_messages
-from spot.store import Appender, OnBadRow, read_rows
+from spot.schema import Attempt, Counts, Dropped, Pair, Problem, Rectification
+from spot.store import Appender, OnBadRow, read_problems
 from spot.verify.base import Verifier
 
 if TYPE_CHECKING:
@@ -51,14 +51,7 @@ def load_problems(section: ProblemsSection, seed: int, on_bad_row: OnBadRow, dro
         from spot.lab.world import World
 
         return World.load(section.world).problems("in_domain", "train", section.count or 2000, seed)
-    rows = read_rows(Path(section.source), Problem, on_bad_row, dropped, by_hand=True)
-    for row in [row for row in rows if as_messages(row.prompt)[-1].role == "assistant"]:
-        why = "the prompt ends with an assistant turn, which is not continued; end it with the user's question"
-        if on_bad_row == "error":
-            raise UserError(f"{section.source}: problem {row.id!r}: {why}")
-        dropped.append(Dropped(stage="read", id=row.id, reason="bad_row", detail=why))
-        rows.remove(row)
-    rows = rows[: section.count]
+    rows = read_problems(Path(section.source), on_bad_row, dropped)[: section.count]
     if not rows:
         raise UserError(f"{section.source}: no problems")
     return rows

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
@@ -21,9 +22,22 @@ from spot import escapes
 from spot.disk import disk_errors, lock, open_lock, write_atomic
 from spot.errors import UserError
 from spot.formats import MAX_LINE_BYTES, TABLES, Line, check_writable, lines_of, why_not_json
-from spot.schema import Dropped, Message, Row
+from spot.schema import Dropped, Message, Problem, Row, as_messages
 
-__all__ = ["MAX_LINE_BYTES", "Appender", "RunDirectory", "numbered_rows", "read_dropped", "read_rows", "write_rows"]
+__all__ = [
+    "MAX_LINE_BYTES",
+    "RUN_FILES",
+    "Appender",
+    "OnBadRow",
+    "RunDirectory",
+    "numbered_rows",
+    "parsed_row",
+    "read_dropped",
+    "read_problems",
+    "read_rows",
+    "repair",
+    "write_rows",
+]
 
 MAX_MESSAGE = 500
 
@@ -125,6 +139,21 @@ def read_rows(
     return [row for _, row in numbered_rows(path, kind, on_bad_row, dropped, by_hand=by_hand)]
 
 
+def read_problems(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> list[Problem]:
+    """`read_rows` of problems that are to be asked, and may be written by hand.
+
+    A prompt that ends with an assistant turn makes a bad row.
+    """
+    rows: list[Problem] = []
+    for number, row in numbered_rows(path, Problem, on_bad_row, dropped, by_hand=True):
+        if as_messages(row.prompt)[-1].role == "assistant":
+            why = "the prompt ends with an assistant turn, which is not continued; end it with the user's question"
+            _bad_row(f"{path}:{number}: {why}", row.id, on_bad_row, dropped)
+        else:
+            rows.append(row)
+    return rows
+
+
 def numbered_rows(
     path: Path,
     kind: type[RowType],
@@ -196,9 +225,13 @@ def _one_line(error: ValidationError, kind: type[Row], line: str) -> str:
     if len(names) > 1:
         known = f"a message has {' and '.join(Message.model_fields)}; take {names[-1]!r} out"
     return {
-        "missing": f"the field {where!r} is missing",
+        "missing": f"the field {where!r} is missing{_required(kind) if len(names) == 1 else ''}",
         "extra_forbidden": f"unknown field {where!r}; {known}",
     }.get(first["type"], f"field {where!r}: {first['msg'][0].lower()}{first['msg'][1:]}" if where else first["msg"])
+
+
+def _required(kind: type[Row]) -> str:
+    return f"; a row has {', '.join(name for name, field in kind.model_fields.items() if field.is_required())}"
 
 
 def _bad_row(message: str, identity: str, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> None:
@@ -328,6 +361,12 @@ class RunDirectory:
     def update_manifest(self, **values: Any) -> None:
         """Merge `values` into the manifest, atomically."""
         write_atomic(self.path / "manifest.json", json.dumps(self.manifest | values, indent=2, sort_keys=True) + "\n")
+
+    def day(self) -> date:
+        """The day on which the run began, which chat templates print to its end."""
+        if "day" not in self.manifest:
+            self.update_manifest(day=date.today().isoformat())
+        return date.fromisoformat(self.manifest["day"])
 
     def is_complete(self, stage: str) -> bool:
         """Whether `stage` has finished in this run."""

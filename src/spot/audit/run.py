@@ -29,7 +29,7 @@ from spot.config import RunConfig
 from spot.disk import write_atomic
 from spot.errors import RunFailed, UserError
 from spot.evaluate.overlap import Overlap, overlaps
-from spot.hub import load_model, load_tokenizer, model_path
+from spot.hub import load_model, load_tokenizer, model_path, stop_ids
 from spot.pairs.tokens import TEXTS_AT_ONCE, Encoder
 from spot.progress import Bar, bar
 from spot.schema import Attempt, Pair, Problem, text_of
@@ -217,12 +217,14 @@ def _scored(
     from transformers.utils import logging
 
     from spot.audit.likelihood import LikelihoodAudit
+    from spot.chat import Chat
     from spot.train.tokenize import tokenize_pairs
 
     logging.disable_progress_bar()
     path, trained = model_path(config.student.model), run / "model"
     try:
-        tokens, _ = tokenize_pairs(pairs, tokenizer, config.train.max_length)
+        chat = Chat(tokenizer, run.day, stop_ids=stop_ids(path))
+        tokens, _ = tokenize_pairs(pairs, tokenizer, config.train.max_length, chat)
         student = _model(path, config)
         after = _model(str(trained), config) if trained.is_dir() else None
         scorer = LikelihoodAudit(student, after)

@@ -13,7 +13,7 @@ from spot.evaluate.task import Group, Task
 from spot.formats import PACKED, is_rows_file
 from spot.plugin import load_function, own_code
 from spot.schema import Dropped, Problem
-from spot.store import OnBadRow, read_rows
+from spot.store import OnBadRow, read_problems
 
 _PLACES = {
     "aime24": "competition:AIME24",
@@ -103,7 +103,7 @@ def _lab(name: str, world: str, seed: int, count: int) -> Task:
 def _file(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> Task:
     def build(data: Data, prompt: str) -> list[Problem]:
         del data, prompt
-        rows = read_rows(path, Problem, on_bad_row, dropped, by_hand=True)
+        rows = read_problems(path, on_bad_row, dropped)
         if not rows:
             raise UserError(f"{path}: no problems")
         return rows
