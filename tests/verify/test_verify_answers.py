@@ -108,8 +108,6 @@ def test_a_reading_that_lost_a_letter_is_none() -> None:
 TOKEN = re.compile(r"\\[A-Za-z]+|[0-9]+|[A-Za-z]")
 WRAPPED = re.compile(r"\\(?:text|mbox|mathrm|begin|end|mathbb|operatorname)\s*\{[^}]*\}|[A-Za-z]\s*\([A-Za-z]\)\s*=")
 GREEK = {r"\pi", r"\alpha", r"\theta", r"\gamma", r"\lambda", r"\omega", r"\zeta", r"\beta", r"\sigma", r"\tau"}
-    rf"\{name}" for name in ["pi", "alpha", "theta", "gamma", "lambda", "omega", "zeta", "beta", "sigma", "tau", "mu"]
-}
 
 
 def changed(answer: str, rng: random.Random) -> str | None:
