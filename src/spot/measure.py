@@ -1,6 +1,5 @@
 """`spot eval`: a model on benchmarks, and two evaluations compared."""
 
-import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ from spot.evaluate.run import keep_identity, kept_day
 from spot.opening import made_with, open_ledger, open_model
 from spot.schema import Attempt
 from spot.store import read_rows
+from spot.terminal import say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ def evaluate_model(config: RunConfig, output: Path, inspect_logs: Path | None, c
         for name, exam in exams.items():
             keep_questions(output / "problems" / f"{name}.jsonl", exam.problems)
             for line in remarks(name, exam.problems):
-                sys.stderr.write(f"warning: {line}\n")
+                say("warning", line)
         results = stages.evaluate(exams, model, config.evaluate, output, "eval", console)
         if inspect_logs is not None:
             from spot.evaluate.inspect_log import write_logs

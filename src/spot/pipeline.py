@@ -396,7 +396,7 @@ class Pipeline:
         if not tasks:
             return "no tasks, nothing measured"
         for line in (line for task, exam in tasks.items() for line in remarks(task, exam.problems)):
-            sys.stderr.write(f"warning: {line}\n")
+            say("warning", line)
         if (self.run / "pairs.jsonl").exists():
             pairs = read_rows(self.run / "pairs.jsonl", Pair)
             for note in filter(None, (overlap_note(task, tasks[task].problems, pairs) for task in tasks)):

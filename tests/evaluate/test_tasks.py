@@ -13,6 +13,7 @@ from spot.errors import UserError
 from spot.evaluate.benchmarks import connect4, gpqa, mmlu_pro, truthfulqa
 from spot.evaluate.prompting import fill, read_prompts
 from spot.evaluate.registry import BENCHMARKS, PAPER, benchmark, find_tasks
+from spot.evaluate.run import remarks
 from spot.evaluate.source import Data, Source, read_file
 from spot.evaluate.task import Task
 from spot.schema import Attempt, Problem, Verdict, text_of
@@ -106,6 +107,15 @@ def test_options_are_shuffled_anew_for_each_repetition_and_the_same_for_every_mo
         verdict = resolve("choice")(f"Answer: {one.answer}", one)
         assert verdict.correct and verdict.answer == "the right one"
     assert gpqa.shuffled(asked[3], 3) == asked[3]
+
+
+def test_rows_that_repeat_a_question_or_offer_the_right_option_twice_are_said() -> None:
+    double = QUESTION | {"Question": "another", "Incorrect Answer 2": f" {QUESTION['Correct Answer']}"}
+    problems = gpqa.GPQA.build(Data("x.csv", [QUESTION, double, QUESTION, QUESTION]), gpqa.GPQA.prompt)
+    repeated, ambiguous = remarks("gpqa", problems)
+    assert repeated == "gpqa: 2 rows repeat a question and count again (gpqa-1 = gpqa-3 = gpqa-4)"
+    assert "1 row offers the right option twice (gpqa-2)" in ambiguous
+    assert remarks("gpqa", problems[:1]) == []
 
 
 def test_solved_examples_come_first_in_mmlu_pro() -> None:

@@ -251,3 +251,31 @@ def test_scores_need_as_many_responses_as_problems() -> None:
 
 def test_found_by_name() -> None:
     assert resolve("connect4")(RIGHT, ASKED).correct is True
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pytest.param(r"\boxed{My winning moves: \text{none} \\ My opponent's winning moves: (1, 2)}", id="line break"),
+        pytest.param("\\boxed{\nMy winning moves: none\nOpponent's winning moves: (1, 2)\n}", id="pair of lines"),
+        pytest.param(
+            r"$$\boxed{\begin{aligned}&\text{My winning moves: none}\\&\text{Opponent's winning moves: }(1,2)"
+            r"\end{aligned}}$$",
+            id="aligned",
+        ),
+        pytest.param(
+            "My winning moves: \\boxed{\\text{none}}\nOpponent's winning moves: \\boxed{(1, 2)}", id="a box each"
+        ),
+        pytest.param("My winning moves: \\text{none}\nOpponent's winning moves: $\\{(1, 2)\\}$", id="a set"),
+        pytest.param(
+            "\\boxed{\\text{My winning moves: none}}\n\\boxed{\\text{Opponent's winning moves: (1, 2)}}",
+            id="a box a line",
+        ),
+        pytest.param(
+            r"\boxed{\text{My winning moves: } \text{none}, \quad \text{Opponent's winning moves: } \left(1,2\right)}",
+            id="one line",
+        ),
+    ],
+)
+def test_latex_around_both_lists(response: str) -> None:
+    assert read(response) == Reading(frozenset(), frozenset([Cell(1, 2)]))

@@ -8,7 +8,7 @@ import sympy
 from spot.verify import notation
 from spot.verify.equality import equal
 from spot.verify.expression import parse
-from spot.verify.quantity import Quantity, alternatives, approximation, quantity
+from spot.verify.quantity import Quantity, alternatives, approximation, common_name, quantity
 from spot.verify.values import is_undefined
 from spot.verify.worker import Judgement
 
@@ -32,6 +32,9 @@ def compare(gold: str, answer: str) -> Judgement:
         answer = re.sub(rf"(?<![A-Za-z\\]){given_set[0]}(?![A-Za-z])", known_set[0], answer)
     if len(notation.items(notation.plain(gold))) > 1 and not re.search(r",\s", answer):
         answer = notation.spaced(answer, lists=True)
+    names = common_name(gold), common_name(answer)
+    if names[0] != names[1] and all(names):
+        return Judgement(False)
     known = quantity(gold)
     letters = re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", known.value))
     given = quantity(answer, single_letters=letters is None)

@@ -1,7 +1,7 @@
 r"""Mathematical answers: the last box, or the data set's own pattern, compared with the known answer.
 
 Integers, plain words and answers that are written alike are settled here, in linear time and in this process.
-Everything else is compared by math-verify in killable workers (`spot.verify.pool`). A per cent sign counts as a unit,
+Everything else is parsed and compared in killable workers (`spot.verify.pool`). A per cent sign counts as a unit,
 as the field's data sets have it: `10\%` answers 10, and 0.1 too.
 """
 

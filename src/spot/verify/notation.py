@@ -1,7 +1,7 @@
 r"""How answers are written: what is settled on the text itself, before anything is read as mathematics.
 
 Decoration is taken off, Unicode's digits and signs become ASCII and LaTeX, and integers, choices, words, numerals with
-a base, times of day and lists are told apart. math-verify would take a bare word for a product of letters, drop a base
+a base, times of day and lists are told apart. The parser would take a bare word for a product of letters, drop a base
 and read the parts of a time as a ratio. Nothing in this module imports more than the standard library.
 """
 

@@ -1,6 +1,6 @@
 """The pool of killable workers in which answers are compared.
 
-math-verify hangs on some inputs, and its own timeouts are signals that fail in threads. Here each comparison runs in a
+Computer algebra hangs on some inputs, and a timeout by a signal fails in threads. Here each comparison runs in a
 child process (`spot.verify.worker`) that is ended when it takes too long and replaced at the next request. Workers are
 started when they are first needed, are plain subprocesses (no fork of a process with threads) and end with this one.
 """
@@ -41,7 +41,7 @@ class Program:
 
 
 # A fixed hash seed: sympy's order of work, and so which comparisons are too long, follows from it.
-MATH = Program("spot.verify.worker", "answers", "math-verify", {"PYTHONHASHSEED": "0"})
+MATH = Program("spot.verify.worker", "answers", "latex2sympy2_extended", {"PYTHONHASHSEED": "0"})
 
 
 class _Worker:

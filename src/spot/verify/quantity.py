@@ -26,7 +26,7 @@ _PERCENT = re.compile(
     re.IGNORECASE,
 )
 _INFINITY = re.compile(rf"{TEXT_COMMAND}\{{\s*infinity\s*\}}", re.IGNORECASE)
-_COMMON_NAME = re.compile(r"\s*[A-Za-z]\s*=[^=]*\Z")  # x = 1, 2
+_COMMON_NAME = re.compile(r"\s*\$?\s*([A-Za-z])\s*=[^=]*\Z")  # x = 1, 2
 _UNIT_COMMAND = r"\\(?:text(?:rm|normal)?|mbox|mathrm)\s*\{(?:[^{}]|\{[^{}]*\})*\}"
 _UNIT_TAIL = re.compile(rf"(?P<value>.*?[0-9A-Za-z}})!])(?P<space>{_SPACE})(?P<unit>{_UNIT_COMMAND}.*)", re.DOTALL)
 _UNIT_ONLY = re.compile(rf"(?:{_UNIT_COMMAND}|\^\s*\{{?\s*-?[0-9]\s*\}}?|\\[,;: ]|\\cdot|[\s/~.])+")
@@ -78,11 +78,17 @@ def quantity(text: str, single_letters: bool = False) -> Quantity:
     text = _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", _expand_scales(text))
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", _REPEATING.sub(_as_fraction, text))
     text = _INFINITY.sub(r"\\infty ", _PERCENT.sub(r"\\%", text))
-    if _COMMON_NAME.match(text) and len(items(text)) > 1:
+    if common_name(text):
         text = text.partition("=")[2]
     if text.endswith(r"\%") and text.count(r"\%") == 1:
         return Quantity(text.removesuffix(r"\%").rstrip(), "%")
     return _degrees(text) or _unit_in_text(text) or _unit_in_words(text, single_letters) or Quantity(text, "")
+
+
+def common_name(text: str) -> str:
+    """The name before a list of its values (`x = 1, 2`), ``""`` without one."""
+    match = _COMMON_NAME.match(text)
+    return match[1].lower() if match and len(items(text)) > 1 else ""
 
 
 def _degrees(text: str) -> Quantity | None:
