@@ -192,7 +192,7 @@ def test_one_attention_call_a_row_is_probed_where_training_runs(
     args = config(tmp_path, bf16=True)
     monkeypatch.setattr(ready, "varlen_refused", refused)
     monkeypatch.setattr(SpotConfig, "device", torch.device("meta"))
-    assert ready.set_scoring(make_model(), pairs[0], args) == (None, "not on this card")
+    assert ready.set_scoring(make_model(), pairs, args) == ready.Scoring(None, "not on this card")
     assert seen == [({Heads(4, 2, 8, 8, 8**-0.5)}, torch.device("meta"))]
 
 
