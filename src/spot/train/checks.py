@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from spot.chat import Chat
 from spot.errors import RunFailed, UserError
@@ -22,6 +22,10 @@ from spot.train.objective import CHOSEN_ONLY
 from spot.train.rows import as_preferences
 from spot.train.tokenize import TokenizedPair, tokenize_pairs
 from spot.train.weights import random_settings
+
+
+DEQUANTIZED = ("mxfp4",)
+"""Quantized weights that transformers makes whole as it loads them, where their kernels are missing."""
 
 
 def tokenized(
@@ -93,6 +97,27 @@ def check_unused(model: PreTrainedModel) -> None:
         raise UserError(
             "this model object has been given to a SpotTrainer before, which changed it; save_model, where it is to be "
             "trained further, and load it again with from_pretrained"
+        )
+
+
+def check_not_quantized(student: PreTrainedModel | str) -> None:
+    """Raise `UserError` on a student, loaded or a path, whose weights are quantized; what is trained here is whole."""
+    if isinstance(student, PreTrainedModel):
+        name = student.name_or_path or type(student).__name__
+        quantized: Any = getattr(student, "is_quantized", False) and getattr(student, "quantization_method", "weights")
+    else:
+        name = student
+        try:
+            settings: Any = AutoConfig.from_pretrained(student).to_dict().get("quantization_config") or {}
+        except Exception:  # whatever is wrong with it is said where it is loaded
+            return
+        quantized = settings.get("quant_method")
+        if quantized in DEQUANTIZED:
+            return
+    if quantized:
+        raise UserError(
+            f"{name}: its weights are quantized ({getattr(quantized, 'value', quantized)}), which cannot be trained "
+            "here, nor under an adapter; train the model that they were made of"
         )
 
 

@@ -17,7 +17,14 @@ from spot.schema import Dropped
 from spot.train.adapter import check_no_adapter
 from spot.train.attention import varlen_refused
 from spot.train.checkpoints import TrainingState, last_complete_checkpoint
-from spot.train.checks import check_head, check_pairs, check_unused, check_vocabulary, tokenized
+from spot.train.checks import (
+    check_head,
+    check_not_quantized,
+    check_pairs,
+    check_unused,
+    check_vocabulary,
+    tokenized,
+)
 from spot.train.config import SpotConfig
 from spot.train.liger import check_liger
 from spot.train.logps import attention_heads, not_batched, share_prefixes
@@ -34,6 +41,7 @@ def check_student(student: PreTrainedModel | str, args: SpotConfig) -> None:
     """Raise `UserError` on a student, loaded or a path, that cannot be trained as asked."""
     if isinstance(student, PreTrainedModel):
         check_unused(student)
+    check_not_quantized(student)
     if args.use_liger_kernel:
         check_liger(student, args.liger_kernel_config or {}, args.device)
 
@@ -66,6 +74,7 @@ def loaded(student: PreTrainedModel | str, pairs: list[TokenizedPair]) -> PreTra
     if not isinstance(student, PreTrainedModel):
         student = load_student(student)
         check_no_adapter(student)  # a directory may hold one, too
+        check_not_quantized(student)
     check_vocabulary(pairs, student)
     disable_dropout(student)
     return student
