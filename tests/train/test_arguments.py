@@ -23,6 +23,7 @@ VALUES: dict[str, Any] = {
     "parallelism_config": ParallelismConfig(),
     "bf16_full_eval": True,
     "fp16_full_eval": True,
+    "torch_compile": True,
     "torch_empty_cache_steps": 1,
     "include_num_input_tokens_seen": "all",
 }

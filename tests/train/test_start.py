@@ -1,16 +1,20 @@
 """What is checked before training starts, and before it goes on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.tiny_student import make_model, make_pairs, make_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     BioGptConfig,
     BioGptForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Qwen3ForCausalLM,
@@ -88,6 +92,66 @@ def test_what_is_random_in_training_is_refused(training: bool, tmp_path: Path) -
     with pytest.raises(RunFailed, match=r"(?s)^Noisy: in training mode its log-probabilities differ by .*dropout"):
         trainer(model, tmp_path)
     assert model.training == training
+
+
+def test_router_jitter_is_off_as_dropout_is(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"intermediate_size": 64, "num_local_experts": 4, "num_key_value_heads": 2}
+    model = MixtralForCausalLM(MixtralConfig(**SMALL, **shape, router_jitter_noise=0.1, attention_dropout=0.1))
+    training = trainer(model, tmp_path, learning_rate=0.0)
+    training.train()
+    assert all(row["rewards/chosen"] == 0 for row in training.state.log_history[:2])
+    training.save_model(str(tmp_path / "model"))
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["router_jitter_noise"] == 0.1
+    assert any(
+        "a mixture of experts" in line and "router_aux_loss_coef=0.001" in line
+        for line in notices(training, training.args)
+    )
+    plain = trainer(make_model(), tmp_path / "plain")
+    assert notices(plain, plain.args) == []
+
+
+def test_the_setting_that_is_random_is_named(tmp_path: Path) -> None:
+    config = make_model().config
+    config.attention_dropout, config.router_jitter_noise = 0.0, 0.25
+    with pytest.raises(RunFailed, match=r"set to 0 in its config.json: router_jitter_noise=0.25$"):
+        trainer(Noisy(config), tmp_path)
+
+
+def test_quantized_students_are_refused_in_one_line(save_student: Callable[..., Path], tmp_path: Path) -> None:
+    model: Any = make_model()
+    model.is_quantized, model.quantization_method = True, "bitsandbytes"  # as transformers marks one
+    with pytest.raises(UserError, match=r"^Qwen3ForCausalLM: its weights are quantized \(bitsandbytes\)"):
+        trainer(model, tmp_path)
+    student = save_student()
+    settings = json.loads((student / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (student / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"student: its weights are quantized \(gptq\)"):
+        trainer(str(student), tmp_path)
+
+
+def test_buffers_keep_their_type(tmp_path: Path) -> None:
+    model: Any = make_model().bfloat16()  # pyright: ignore[reportCallIssue] (its decorator)
+    model.model.norm.register_buffer("in_half", torch.ones(3, dtype=torch.bfloat16))
+    model.model.norm.register_buffer("in_double", torch.full((3,), 0.1, dtype=torch.float64))
+    model.model.norm.register_buffer("in_whole", torch.arange(3))
+    training = trainer(model, tmp_path)
+    training.save_model(str(tmp_path / "model"))
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    types = {name: saved[f"model.norm.{name}"].dtype for name in ("weight", "in_half", "in_double", "in_whole")}
+    assert types == {
+        "weight": torch.bfloat16,
+        "in_half": torch.bfloat16,
+        "in_double": torch.float64,
+        "in_whole": torch.int64,
+    }
+
+
+def test_checkpoints_of_weights_alone_are_told_about(tmp_path: Path) -> None:
+    training = trainer(make_model(), tmp_path, save_strategy="steps", save_only_model=True)
+    assert notices(training, training.args) == [
+        "save_only_model: checkpoints hold the weights alone, so a run that is stopped starts from step 0"
+    ]
 
 
 def test_a_second_train_leaves_the_first_ones_metrics(tmp_path: Path) -> None:
@@ -192,7 +256,7 @@ def test_one_attention_call_a_row_is_probed_where_training_runs(
     args = config(tmp_path, bf16=True)
     monkeypatch.setattr(ready, "varlen_refused", refused)
     monkeypatch.setattr(SpotConfig, "device", torch.device("meta"))
-    assert ready.set_scoring(make_model(), pairs[0], args) == (None, "not on this card")
+    assert ready.set_scoring(make_model(), pairs, args) == ready.Scoring(None, "not on this card")
     assert seen == [({Heads(4, 2, 8, 8, 8**-0.5)}, torch.device("meta"))]
 
 

@@ -26,6 +26,13 @@ BF16_ERROR = 0.05
 """What rounding to bf16 may change of a token, relatively; a hundredth was seen, a wrong mask changes all of it."""
 
 
+NOT_ATTENTION = {
+    *("is_causal", "position_ids", "position_embeddings", "cache_position", "past_key_values", "use_cache"),
+    *("output_attentions", "output_hidden_states", "output_router_logits", "return_dict"),
+}
+"""What reaches an attention function and changes nothing in it, or is looked at apart."""
+
+
 class UnsupportedAttention(Exception):
     """The model asks its attention for something that packed rows cannot give; the plain path can."""
 
@@ -43,19 +50,22 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention in transformers' form: `(1, heads, tokens, dim)` to `(1, tokens, heads, dim)`.
 
-    Raises `UnsupportedAttention` on windows, caps, sinks and position biases, and on attention that is not causal.
+    Raises `UnsupportedAttention` on windows, caps, sinks, chosen keys, whatever else a model asks for, a mask of its
+    own, and on attention that is not causal.
     """
     if packed_row is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    asked = [
-        name
-        for name in ("sliding_window", "softcap", "s_aux", "position_bias", "head_mask")
-        if kwargs.get(name) is not None
-    ]
-    if asked or dropout or not getattr(module, "is_causal", True):
-        raise UnsupportedAttention(", ".join(asked) or ("dropout" if dropout else "attention that is not causal"))
+    asked = [name for name, value in kwargs.items() if value is not None and name not in NOT_ATTENTION]
+    if dropout:
+        asked.append("dropout")
+    if attention_mask is not None and attention_mask.numel() > 1:  # ours says nothing, and has one entry
+        asked.append("a mask of its own")
+    if not kwargs.get("is_causal", getattr(module, "is_causal", True)):
+        asked.append("attention that is not causal")
+    if asked:
+        raise UnsupportedAttention(f"its attention asks for {', '.join(asked)}")
     packed_row.num_calls += 1
     packed_row.heads.add(Heads(query.shape[1], key.shape[1], query.shape[3], value.shape[3], scaling))
     # Under autocast SDPA would bring them to one type itself, but not where a causal bias stands between.

@@ -3,16 +3,29 @@
 import math
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import AutoConfig, PreTrainedModel
 
 from spot.chat import Chat
 from spot.errors import RunFailed, UserError
+from spot.plugin import described
 from spot.schema import Dropped
 from spot.train.config import SpotConfig
-from spot.train.logps import TOLERANCE, accepts_batches, head_difference, training_difference
+from spot.train.logps import (
+    TOLERANCE,
+    accepts_batches,
+    future_difference,
+    head_difference,
+    training_difference,
+)
 from spot.train.objective import CHOSEN_ONLY
 from spot.train.rows import as_preferences
 from spot.train.tokenize import TokenizedPair, tokenize_pairs
+from spot.train.weights import random_settings
+
+
+DEQUANTIZED = ("mxfp4",)
+"""Quantized weights that transformers makes whole as it loads them, where their kernels are missing."""
 
 
 def tokenized(
@@ -87,22 +100,60 @@ def check_unused(model: PreTrainedModel) -> None:
         )
 
 
+def check_not_quantized(student: PreTrainedModel | str) -> None:
+    """Raise `UserError` on a student, loaded or a path, whose weights are quantized; what is trained here is whole."""
+    if isinstance(student, PreTrainedModel):
+        name = student.name_or_path or type(student).__name__
+        quantized: Any = getattr(student, "is_quantized", False) and getattr(student, "quantization_method", "weights")
+    else:
+        name = student
+        try:
+            settings: Any = AutoConfig.from_pretrained(student).to_dict().get("quantization_config") or {}
+        except Exception:  # whatever is wrong with it is said where it is loaded
+            return
+        quantized = settings.get("quant_method")
+        if quantized in DEQUANTIZED:
+            return
+    if quantized:
+        raise UserError(
+            f"{name}: its weights are quantized ({getattr(quantized, 'value', quantized)}), which cannot be trained "
+            "here, nor under an adapter; train the model that they were made of"
+        )
+
+
 def check_head(pair: TokenizedPair, model: PreTrainedModel) -> None:
     """Raise `RunFailed` where `model`, scoring `pair` in fp32, is damaged, or cannot be trained through its head.
 
-    It cannot be where its logits are not its head's, or where its training mode has something random in it.
+    It cannot be where its logits are not its head's, where tokens see what follows them, or where its training mode has
+    something random in it.
     """
-    random = training_difference(model, pair.prompt_ids, pair.chosen_ids)
-    difference = head_difference(model, pair.prompt_ids, pair.chosen_ids)
-    if not math.isfinite(random + difference):
+    name, ids = type(model).__name__, (pair.prompt_ids, pair.chosen_ids)
+    try:
+        random = training_difference(model, *ids)
+        difference = head_difference(model, *ids)
+        future = future_difference(model, *ids)
+    except (torch.OutOfMemoryError, AssertionError):
+        raise
+    except Exception as error:  # an architecture fails in its own ways
+        raise RunFailed(
+            f"{name}: it cannot be run on text alone ({described(error)}); this architecture is not supported"
+        ) from error
+    if not math.isfinite(random + difference + future):
         raise RunFailed("the student's log-probabilities are not finite before training; its weights are damaged")
     if random > TOLERANCE:
+        settings = [f"{key}={value}" for key, value in random_settings(model.config)]
+        mend = f"set to 0 in its config.json: {', '.join(settings)}" if settings else "no dropout is left in its config"
         raise RunFailed(
-            f"{type(model).__name__}: in training mode its log-probabilities differ by {random:.3g}, so the policy "
-            "would differ from its reference before any step; set the dropout in its config.json to 0"
+            f"{name}: in training mode its log-probabilities differ by {random:.3g}, so the policy would differ from "
+            f"its reference before any step; {mend}"
         )
     if difference > TOLERANCE:
         raise RunFailed(
-            f"{type(model).__name__}: its logits are not its output embeddings applied to its hidden states "
+            f"{name}: its logits are not its output embeddings applied to its hidden states "
             f"(log-probabilities differ by {difference:.3g}); this architecture is not supported"
+        )
+    if future > TOLERANCE:
+        raise RunFailed(
+            f"{name}: its tokens see what follows (a later token changes log-probabilities by {future:.3g}), so it "
+            "is no causal language model; where its config has is_decoder, set it to true"
         )

@@ -25,6 +25,7 @@ NOT_HERE = {
     "parallelism_config": "is not supported; a model is shared by FSDP2 or ZeRO-2",
     "bf16_full_eval": "is not read: evaluation is computed as training is",
     "fp16_full_eval": "is not read: evaluation is computed as training is",
+    "torch_compile": "would compile anew for each length of a row, and a step has many",
     "torch_empty_cache_steps": "is not read; set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True",
     "include_num_input_tokens_seen": "is not read; tokens_per_second is logged",
 }

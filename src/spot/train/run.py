@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback, TrainerState
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from spot.disk import disk_errors
@@ -18,6 +19,7 @@ from spot.schema import Dropped
 from spot.train import best
 from spot.train.checkpoints import last_complete_checkpoint, saving
 from spot.train.config import SpotConfig
+from spot.train.experts import balance_notice
 from spot.train.ready import Rows
 from spot.train.trainer import SpotTrainer
 from spot.train.upload import upload
@@ -143,10 +145,16 @@ def notices(trainer: SpotTrainer, args: SpotConfig) -> list[str]:
             f"answers end with the token {trainer.chat.tokenizer.convert_ids_to_tokens(end)!r} ({end}), at which the "
             f"model's generation config does not stop (eos_token_id {stops}); add it there, or answers will run on"
         )
-    if trainer.not_shared:
+    if trainer.not_batched:
+        lines.append(f"each sequence runs by itself, which is slower but exact: {trainer.not_batched}")
+    elif trainer.not_shared:
         lines.append(f"prefixes are not shared, which is slower but as exact: {trainer.not_shared}")
     elif trainer.not_varlen and args.device.type != "cpu":
         lines.append(f"attention takes two calls a pair, which is slower but as exact: {trainer.not_varlen}")
+    if notice := balance_notice(trainer.source_form.config):
+        lines.append(notice)
+    if args.save_only_model and args.save_strategy != SaveStrategy.NO:
+        lines.append("save_only_model: checkpoints hold the weights alone, so a run that is stopped starts from step 0")
     return lines
 
 

@@ -69,8 +69,9 @@ class SpotTrainer(Trainer):
     `notify` with a line on what beta can do before the first step, and where training undoes itself (`Watch`).
     A callback that is a `StepMeasure` measures the student on the way; losses and weights are those without it.
     `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not shared,
-    `not_varlen` why a row's attention takes two calls a pair and not one in all, both `None` where all is as fast as
-    can be. Raises `UserError` on data that cannot be trained on.
+    `not_varlen` why a row's attention takes two calls a pair and not one in all, `not_batched` why no two sequences
+    share a forward; all are `None` where all is as fast as can be. Raises `UserError` on data that cannot be trained
+    on.
     """
 
     args: SpotConfig
@@ -112,7 +113,9 @@ class SpotTrainer(Trainer):
         self._train_batch_size = args.per_device_train_batch_size
         check_sharding(self.accelerator, asked_for_fsdp=bool(args.fsdp))
         # Now, in fp32: accelerate wraps the model's own forward in autocast when training starts.
-        self.not_shared, self.not_varlen = set_scoring(student, shortest, args)
+        scoring = set_scoring(student, self.pairs, args)
+        self.not_shared, self.not_varlen = scoring.not_shared, scoring.not_varlen
+        self.not_batched = scoring.not_batched
         check_budget(self.pairs, [self._scorer.num_slots(pair, pair.sides) for pair in self.pairs], args)
         if peft_config is not None and args.bf16:
             freeze_precision(student, self.source_form)
@@ -332,7 +335,8 @@ class SpotTrainer(Trainer):
     @property
     def _scorer(self) -> Scorer:
         model: Any = self.model_wrapped
-        return Scorer(model, self.not_shared is None, bool(self.args.bf16), self.not_varlen is None)
+        alone = self.not_batched is not None
+        return Scorer(model, self.not_shared is None, bool(self.args.bf16), self.not_varlen is None, alone)
 
     @property
     def _ranks(self) -> Ranks:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ __all__ = [
 
 _FORM = "_spot_source_form"
 
+RANDOM = ("drop", "jitter", "noise")
+"""What stands in the names of numbers that make training random."""
+
 
 @dataclass(frozen=True)
 class SourceForm:
@@ -44,7 +48,8 @@ def take_master_weights(model: PreTrainedModel) -> SourceForm:
     form: SourceForm | None = getattr(model, _FORM, None)
     if form is None:
         form = SourceForm(
-            dtypes={name: parameter.dtype for name, parameter in model.named_parameters()},
+            # Of buffers, too: `float` turns those as well.
+            dtypes={name: tensor.dtype for name, tensor in chain(model.named_parameters(), model.named_buffers())},
             config=copy.deepcopy(model.config),
             generation_config=copy.deepcopy(model.generation_config),
         )
@@ -89,14 +94,26 @@ def save_in_source_form(model: Any, weights: Mapping[str, Tensor], form: SourceF
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Turn off all dropout that can be found: with it, the policy differs from the reference before the first step.
+    """Turn off all that is random in training: with it, the policy differs from the reference before the first step.
 
-    Architectures keep the rest in numbers of many names (`dropout`, `attention_dropout`, `layerdrop`). What reads its
-    config instead is found by `check_head`.
+    Architectures keep it in numbers of many names (`dropout`, `attention_dropout`, `layerdrop`; a router's
+    `jitter_noise`). What reads its config instead is found by `check_head`.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
+            if any(word in name for word in RANDOM) and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def random_settings(config: Any) -> list[tuple[str, float]]:
+    """The numbers in `config`, of its parts too, that make training random, by their names."""
+    values: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
+    found = [random_settings(value) for value in values.values() if isinstance(value, Mapping)]
+    own = [
+        (name, value)
+        for name, value in values.items()
+        if isinstance(value, float) and value and any(word in name for word in RANDOM)
+    ]
+    return own + list(chain.from_iterable(found))
