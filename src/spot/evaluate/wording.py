@@ -44,6 +44,7 @@ _CELLS = re.compile(r"(?<!\S)(?:\S\s+){3,}\S(?!\S)")
 _EMPTY = re.compile(r"(?<!\S)\.(?!\S)")
 # A number; one CJK character; a word, or a letter of a formula; a sign that makes another formula of the same numbers.
 _TOKEN = re.compile(r"\d+|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]|[^\W\d_]+|[-+/=<>%\N{WHITE SQUARE}]")
+_SPACE = re.compile(r"\s+")
 _BREAK = re.compile(r"[\n:\"“”«»`#|]|\*\*|[.?!。?!][)\]'’*]*(?:\s|$)")
 
 
@@ -63,7 +64,8 @@ class Wording:
     @cached_property
     def num_words(self) -> int:
         """Words, or where a formula without spaces has more of them, its tokens that are no signs."""
-        return max(len(set(self.words)), sum(token.isalnum() for token in self.tokens))
+        spanned = self.words[-1] - self.words[0] + 1 if self.words else 0
+        return max(spanned, sum(token.isalnum() for token in self.tokens))
 
     @cached_property
     def numbers(self) -> list[str]:
@@ -108,7 +110,7 @@ def wording(text: str) -> Wording:
     end = word = 0
     for found in _TOKEN.finditer(text):
         gap = text[end : found.start()]
-        word += any(map(str.isspace, gap))
+        word += len(_SPACE.findall(gap))  # a word may be a sign that says nothing here
         tokens.append(found[0])
         words.append(word)
         opens.append(not opens or _BREAK.search(gap) is not None)
