@@ -123,7 +123,9 @@ def without_overlap(
         Dropped(stage="train", id=name, reason="overlap", detail=f"{row.kind}: {row.task}, question {row.problem_id}")
         for name, row in reversed(first.items())
     ]
-    return kept, dropped, [f"{len(dropped):,} of {len(pairs):,} pairs dropped"] * bool(dropped) + notes
+    counts = Counter(task for task, _ in {(row.task, row.problem_id) for row in found})
+    held = ", ".join(f"{count:,} of {len(tasks[task]):,} questions of {task}" for task, count in counts.items())
+    return kept, dropped, [f"{len(dropped):,} of {len(pairs):,} pairs dropped, which hold {held}"] * bool(dropped)
 
 
 def overlap_note(task: str, questions: Sequence[Problem], pairs: Sequence[Trained]) -> str:
