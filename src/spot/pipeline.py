@@ -416,7 +416,6 @@ class Pipeline:
             return "no tasks, nothing measured"
         for line in (line for task, exam in tasks.items() for line in remarks(task, exam.problems)):
             sys.stderr.write(f"warning: {line}\n")
-        if (self.run / "pairs.jsonl").exists():
         if "train" not in config.run.stages and (self.run / "pairs.jsonl").exists():
             pairs = read_rows(self.run / "pairs.jsonl", Pair)
             for note in filter(None, (overlap_note(task, tasks[task].problems, pairs) for task in tasks)):
