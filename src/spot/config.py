@@ -234,6 +234,7 @@ class TrainSection(Section):
     lora_r: int | None = Field(default=None, ge=1)  # an adapter of this rank is trained, not the whole model
     lora_alpha: int = Field(default=32, ge=1)
     lora_target_modules: list[str] = ["all-linear"]
+    drop_overlap: bool = False  # leave out pairs that hold a question of `evaluate.tasks`
     eval_every: int | None = Field(default=None, ge=1)  # tasks are asked every so many steps, too
     eval_tasks: list[str] = []  # those tasks; by default the ones of `evaluate`
     load_best_model_at_end: bool = False  # end with the step that is best by `metric_for_best_model`, one of eval_tasks

@@ -9,10 +9,14 @@ from rich.console import Console
 from spot import stages
 from spot.config import EvaluateSection, ProblemsSection, parse_config
 from spot.errors import UserError
+from spot.evaluate.overlap import read_questions, without_overlap
+from spot.evaluate.registry import PAPER
 from spot.evaluate.run import Exam, keep_questions
 from spot.models.local import LocalModel
-from spot.terminal import new_console
+from spot.schema import Dropped
+from spot.terminal import new_console, say
 from spot.train.measuring import StepMeasure, Student
+from spot.train.rows import PreferenceRow
 
 if TYPE_CHECKING:
     from spot.train.command import ScriptArguments
@@ -89,6 +93,8 @@ def of_flags(flags: "ScriptArguments", console: Console) -> EvaluateTasks | None
     if (flags.eval_tasks is None) != (flags.eval_tasks_steps is None):
         raise UserError("spot train: --eval_tasks and --eval_tasks_steps need each other")
     if flags.eval_tasks is None or flags.eval_tasks_steps is None:
+        if flags.overlap_tasks is not None:
+            given.pop("data_dir", None)
         if given:
             raise UserError(f"spot train: {', '.join(given)} needs --eval_tasks")
         return None
@@ -98,3 +104,24 @@ def of_flags(flags: "ScriptArguments", console: Console) -> EvaluateTasks | None
         )
     except UserError as error:
         raise UserError(f"spot train: --eval_tasks: {error}") from None
+
+
+def check_overlap(
+    flags: "ScriptArguments", pairs: list[PreferenceRow], quiet: bool
+) -> tuple[list[PreferenceRow], list[Dropped]]:
+    """What `spot train` trains on, and what it leaves out: pairs that hold a question of the tasks of its flags."""
+    names = [name for given in (flags.overlap_tasks, flags.eval_tasks) if given for name in given.split(",")]
+    if not names:
+        if flags.drop_overlap:
+            raise UserError("spot train: --drop_overlap needs benchmarks to compare with; name them in --overlap_tasks")
+        return pairs, []
+    data_dir = None if flags.data_dir is None else Path(flags.data_dir)
+    names = list(
+        dict.fromkeys(one for name in names for one in (PAPER if name.strip() == "paper" else (name.strip(),)))
+    )
+    questions, missing = read_questions(list(dict.fromkeys(names)), data_dir)
+    kept, dropped, notes = without_overlap(questions, pairs, flags.drop_overlap)
+    notes += [f"the pairs were not compared with {name}: {why}" for name, why in missing.items()]
+    for note in [] if quiet else notes:
+        say("warning", note)
+    return kept, dropped

@@ -22,7 +22,7 @@ from spot import __version__, stages
 from spot.config import NOT_IDENTITY, EvaluateSection, RunConfig, Stage
 from spot.disk import write_atomic
 from spot.errors import StoppedEarly, UserError
-from spot.evaluate.overlap import in_common, overlap_note
+from spot.evaluate.overlap import in_common, overlap_note, without_overlap
 from spot.hub import check_model_name, model_path
 from spot.opening import Asking, open_ledger, open_model, open_oracle, open_verifier
 from spot.rectify.run import objections
@@ -339,7 +339,7 @@ class Pipeline:
 
     def train(self) -> str:
         """Train the student on the pairs."""
-        pairs = read_rows(self._needs("pairs.jsonl", "filter"), Pair)
+        pairs, overlapping = self._without_overlap(read_rows(self._needs("pairs.jsonl", "filter"), Pair))
         result = stages.train(
             pairs,
             model_path(self.config.student.model),
@@ -352,11 +352,24 @@ class Pipeline:
             self._evaluation(pairs),
             self.run.day().isoformat(),
         )
-        self._drop("train", result.dropped)
+        self._drop("train", overlapping + list(result.dropped))
         gc.collect()  # the trainer and its callbacks hold each other, with weights and optimizer state
         plain = f", prefixes not shared: {result.not_shared}" if result.not_shared else ""
         kept = f", {result.kept}" if result.kept else ""
         return f"{result.steps:,} steps of {' + '.join(self.config.train.objectives)}{kept}{plain}"
+
+    def _without_overlap(self, pairs: list[Pair]) -> tuple[list[Pair], list[Dropped]]:
+        """What to train on, and what is left out; says which questions of the evaluation are among the pairs."""
+        exams = self._exams([]) if self.config.evaluate.tasks else {}
+        if not exams:
+            say("note", "evaluate.tasks names none, so the pairs were not compared with any benchmark")
+        questions = {task: exam.problems for task, exam in exams.items()}
+        kept, dropped, notes = without_overlap(questions, pairs, self.config.train.drop_overlap)
+        for note in notes:
+            say("warning", note)
+        if notes and not dropped:
+            say("note", "train.drop_overlap=true leaves these pairs out")
+        return kept, dropped
 
     def _evaluation(self, pairs: list[Pair]) -> "EvaluateTasks | None":
         """What is measured during training."""
@@ -397,7 +410,7 @@ class Pipeline:
             return "no tasks, nothing measured"
         for line in (line for task, exam in tasks.items() for line in remarks(task, exam.problems)):
             say("warning", line)
-        if (self.run / "pairs.jsonl").exists():
+        if "train" not in config.run.stages and (self.run / "pairs.jsonl").exists():
             pairs = read_rows(self.run / "pairs.jsonl", Pair)
             for note in filter(None, (overlap_note(task, tasks[task].problems, pairs) for task in tasks)):
                 say("warning", note)

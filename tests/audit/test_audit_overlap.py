@@ -37,7 +37,7 @@ def test_the_same_words_in_another_dress_are_the_same_question() -> None:
     "trained", [f"Solve this and put the answer in a box. {LONG} Explain.", LONG.replace("its mean", "the average")]
 )
 def test_nearly_the_same_is_found(trained: str) -> None:
-    assert overlap.COVERED <= share(LONG, trained) <= 1
+    assert 1 - overlap.EDITED <= share(LONG, trained) <= 1
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_another_question_is_not(trained: str) -> None:
 
 def test_numbers_are_words_of_their_own_and_text_without_spaces_has_words() -> None:
     chinese = "小明有3个苹果,他又买了5个苹果,请问小明现在一共有多少个苹果?"
-    assert share(chinese, "请回答。" + chinese) >= overlap.COVERED
+    assert share(chinese, "请回答。" + chinese) == 1
     assert share(chinese, chinese.replace("5", "6")) == 0
 
 

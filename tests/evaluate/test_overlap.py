@@ -17,7 +17,7 @@ def test_the_prompt_counts_and_not_the_id_or_the_format() -> None:
     assert note.startswith("2 of 3 questions of held are among the problems trained on")
 
 
-def test_other_roles_are_another_prompt_and_nothing_is_said() -> None:
+def test_a_system_prompt_is_a_wrapper_and_nothing_is_said_of_no_pairs() -> None:
     system = [Message(role="system", content="Be brief."), Message(role="user", content="What is 1?")]
-    assert overlap_note("held", [question("What is 1?")], [pair(system)]) == ""
+    assert overlap_note("held", [question("What is 1?")], [pair(system)]).startswith("1 of 1 questions of held")
     assert overlap_note("held", [question("What is 1?")], []) == ""

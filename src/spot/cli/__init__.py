@@ -239,10 +239,10 @@ def filter_command(
 )
 def train_command(context: typer.Context) -> None:
     """Train on pairs, with the flags of transformers and TRL (spot train --help lists them)."""
-    from spot.during import of_flags
+    from spot.during import check_overlap, of_flags
     from spot.train.command import main as train_main
 
-    train_main(context.args, of_flags)
+    train_main(context.args, of_flags, check_overlap)
 
 
 @app.command("eval", epilog="Example: spot eval --model Qwen/Qwen3-8B --tasks paper --output evals/base; then another "

@@ -6,20 +6,22 @@ punctuation and how LaTeX spaces and sizes a formula do not count (`wording`).
 
 * `exact`: the question stands in the prompt. One of few words, which may be part of another question, has to begin and
   end where a sentence does.
-* `near`: at most `EDITED` of its words (none below `FEW_WORDS`) were changed, removed or put in, and the numbers are the
-  same in the same order. The same template with other numbers is another question; so is another position of a board.
+* `near`: at most `EDITED` of its words (none below `FEW_WORDS`) were changed, removed or put in, and the numbers are
+  the same in the same order. The same template with other numbers is another question, and so is another board.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar
 
 from rapidfuzz.distance import Levenshtein
 
+from spot.errors import UserError
 from spot.evaluate.prompting import CHOICE, MATH
 from spot.evaluate.wording import GRID, Wording, wording
-from spot.schema import Pair, Problem, Prompt, as_messages
+from spot.schema import Dropped, Problem, Prompt, as_messages
 
 EDITED = 0.125
 """Up to 10% has to be found; a replaced formula may count as a word more than its author would say."""
@@ -36,19 +38,17 @@ TEMPLATE_OF = 8
 
 _TEMPLATES = tuple(wording(text.split("}", 1)[1].replace("{options}", "")).tokens for text in (MATH, CHOICE))
 # Words that lead up to a question, and those that follow it, where no punctuation does.
-_BEFORE = frozenset(
-    "problem question q task exercise user human instruction input prompt please following inst >".split()
-)
-_AFTER = frozenset(
-    "answer final solution please let show think put give provide work reason return your you remember output write step "
-    "explain make end conclude box respond reply note hint do use be assistant response user human question problem "
-    "first now q a < s inst im".split()
-)
-_NUMBERS = frozenset(
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million twice thrice half third "
-    "quarter double triple".split()
-)
+_LEADING = """problem question q task exercise user human instruction input prompt please following inst >"""
+_FOLLOWING = """answer final solution please let show think put give provide work reason return your you remember output
+write step explain make end conclude box respond reply note hint do use be assistant response user human question
+problem first now q a < s inst im"""
+_NUMERALS = """two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million twice thrice half third
+quarter double triple"""
+_BEFORE, _AFTER, _NUMBERS = (frozenset(words.split()) for words in (_LEADING, _FOLLOWING, _NUMERALS))
+
+
+_Pair = TypeVar("_Pair", bound="Trained")
 
 
 @dataclass(frozen=True)
@@ -77,31 +77,85 @@ class _Question:
     after: str | None
 
 
-def overlap_note(task: str, questions: Sequence[Problem], pairs: Sequence[Pair]) -> str:
+class Trained(Protocol):
+    """What is looked at of a pair: `spot.schema.Pair`, or a row of any preference data."""
+
+    @property
+    def id(self) -> str:
+        """The row's name in messages."""
+        ...
+
+    @property
+    def prompt(self) -> Prompt:
+        """The question, plain or as chat messages."""
+        ...
+
+
+def read_questions(names: Sequence[str], data_dir: Path | None) -> tuple[dict[str, list[Problem]], dict[str, str]]:
+    """The questions of the tasks called `names`, and of those whose rows cannot be had, why. Raises `UserError` for a
+    name that is none."""
+    from spot.evaluate.registry import find_tasks
+
+    questions: dict[str, list[Problem]] = {}
+    missing: dict[str, str] = {}
+    for task in find_tasks(names):
+        try:
+            questions[task.name] = task.problems(data_dir)
+        except UserError as error:
+            missing[task.name] = str(error)
+    return questions, missing
+
+
+def without_overlap(
+    tasks: Mapping[str, Sequence[Problem]], pairs: Sequence[_Pair], drop: bool
+) -> tuple[list[_Pair], list[Dropped], list[str]]:
+    """What to train on, before it is trained on: `pairs`, with `drop` without those that hold a question of `tasks`;
+    a row for each that was dropped; what the user must know. Raises `UserError` where none is left."""
+    found = overlaps(tasks, pairs)
+    first = {row.pair_id: row for row in reversed(found)}
+    notes = [note for task, rows in tasks.items() if (note := _note(task, len(rows), found))]
+    if not drop:
+        return list(pairs), [], notes
+    kept = [pair for pair in pairs if pair.id not in first]
+    if not kept:
+        raise UserError(f"all {len(pairs):,} pairs overlap with questions of the evaluation; train on other problems")
+    dropped = [
+        Dropped(stage="train", id=name, reason="overlap", detail=f"{row.kind}: {row.task}, question {row.problem_id}")
+        for name, row in reversed(first.items())
+    ]
+    counts = Counter(task for task, _ in {(row.task, row.problem_id) for row in found})
+    held = ", ".join(f"{count:,} of {len(tasks[task]):,} questions of {task}" for task, count in counts.items())
+    return kept, dropped, [f"{len(dropped):,} of {len(pairs):,} pairs dropped, which hold {held}"] * bool(dropped)
+
+
+def overlap_note(task: str, questions: Sequence[Problem], pairs: Sequence[Trained]) -> str:
     """What a reader must know where questions of `task` are among the pairs' prompts; empty where none is."""
-    found = overlaps({task: questions}, pairs)
-    if not found:
+    return _note(task, len(questions), overlaps({task: questions}, pairs))
+
+
+def _note(task: str, num_questions: int, found: Sequence[Overlap]) -> str:
+    exact = {row.problem_id for row in found if row.task == task and row.kind == "exact"}
+    near = {row.problem_id for row in found if row.task == task} - exact
+    if not exact | near:
         return ""
-    exact = {row.problem_id for row in found if row.kind == "exact"}
-    near = {row.problem_id for row in found} - exact
     kinds = [f"{len(exact):,} word for word"] * bool(exact) + [f"{len(near):,} nearly"] * bool(near)
     return (
-        f"{len(exact | near):,} of {len(questions):,} questions of {task} are among the problems trained on "
+        f"{len(exact | near):,} of {num_questions:,} questions of {task} are among the problems trained on "
         f"({', '.join(kinds)}); accuracy on these after training says nothing about new questions."
     )
 
 
 def in_common(ones: Mapping[str, Sequence[Problem]], others: Mapping[str, Sequence[Problem]]) -> str:
     """The first task of `ones` that asks questions of `others` in the same words, in a few words; empty where none."""
-    known = {name: {tuple(question_words(row.prompt)) for row in rows} for name, rows in others.items()}
+    known = {name: {one.own.joined for one in _own_texts(name, rows)} for name, rows in others.items()}
     for name, rows in ones.items():
         for other, asked in known.items():
-            if count := sum(tuple(question_words(row.prompt)) in asked for row in rows):
+            if count := sum(one.own.joined in asked for one in _own_texts(name, rows)):
                 return f"{count:,} of {len(rows):,} questions of {name} are questions of {other} in evaluate.tasks"
     return ""
 
 
-def overlaps(tasks: Mapping[str, Sequence[Problem]], pairs: Sequence[Pair]) -> list[Overlap]:
+def overlaps(tasks: Mapping[str, Sequence[Problem]], pairs: Sequence[Trained]) -> list[Overlap]:
     """Questions that a pair's prompt holds, word for word or nearly, in the order of the pairs and of the questions.
 
     Of questions with options the options are not looked at, of few-shot prompts only what is asked in the end. Answers
@@ -225,40 +279,45 @@ def _stands(question: _Question, prompt: Wording) -> bool:
 
 
 def _nearly(own: Wording, prompt: Wording, offsets: Sequence[int]) -> float:
-    """The share of the question's words that stand unedited where it begins at one of `offsets`; 0 if not nearly all."""
+    """The share of the question's words that are unedited where it begins at one of `offsets`; 0 if not nearly all."""
     if own.num_words < FEW_WORDS or GRID in own.tokens:
         return 0.0
     allowed = int(EDITED * own.num_words)
     slack = 3 * allowed + 4
     for offset in offsets:
         window = prompt[max(0, offset - slack) : max(0, offset + len(own.tokens) + slack)]
-        edits = _edits(own, window)
+        edits = _edits(own, _nearest(own, window))
         if edits is not None and edits <= allowed:
             return 1 - max(1, edits) / own.num_words
     return 0.0
 
 
-def _edits(own: Wording, window: Wording) -> int | None:
-    """How many words were edited between the question and what is nearest to it in `window`.
+def _nearest(own: Wording, window: Wording) -> Wording:
+    """The part of `window` that the fewest edits of tokens turn into the question."""
+    # Sellers' algorithm: the edit distance to all parts that end at a token, and where the nearest of them begins.
+    ends = [(0, place) for place in range(len(window.tokens) + 1)]
+    for row, token in enumerate(own.tokens, start=1):
+        diagonal, ends[0] = ends[0], (row, 0)
+        for place, other in enumerate(window.tokens, start=1):
+            same = diagonal if token == other else (diagonal[0] + 1, diagonal[1])
+            left, above = ends[place - 1], ends[place]
+            diagonal = above
+            ends[place] = min(same, (left[0] + 1, left[1]), (above[0] + 1, above[1]))
+    last = min(range(len(ends)), key=ends.__getitem__)
+    return window[ends[last][1] : last]
 
-    `None` where its numbers are others. What stands before and after the question in the window does not count.
-    """
-    steps = Levenshtein.opcodes(own.tokens, window.tokens)
-    changed = [step for step in steps if step.tag != "equal"]
-    first, last = 0, len(window.tokens)
-    if changed and changed[0].tag == "insert" and changed[0].src_start == 0:
-        first = changed.pop(0).dest_end
-    if changed and changed[-1].tag == "insert" and changed[-1].src_start == len(own.tokens):
-        last = changed.pop().dest_start
-    if window[first:last].numbers != own.numbers:
+
+def _edits(own: Wording, part: Wording) -> int | None:
+    """How many words were edited between the question and `part` of a prompt; `None` where its numbers are others."""
+    if part.numbers != own.numbers:
         return None
     touched: set[tuple[str, int]] = set()
-    for step in changed:
-        old, new = own.tokens[step.src_start : step.src_end], window.tokens[step.dest_start : step.dest_end]
-        if any(token in _NUMBERS for token in old) and any(token in _NUMBERS or token == "one" for token in new):
+    for step in Levenshtein.opcodes(own.tokens, part.tokens):
+        old, new = own.tokens[step.src_start : step.src_end], part.tokens[step.dest_start : step.dest_end]
+        if step.tag == "replace" and any(map(_NUMBERS.__contains__, old)) and {"one", *_NUMBERS} & {*new}:
             return None
         if step.tag == "insert":
-            touched |= {("new", word) for word in window.words[step.dest_start : step.dest_end]}
-        else:
+            touched |= {("new", word) for word in part.words[step.dest_start : step.dest_end]}
+        elif step.tag != "equal":
             touched |= {("old", word) for word in own.words[step.src_start : step.src_end]}
     return len(touched)

@@ -18,7 +18,6 @@ The unseen question weighs 1/(n+1) on average, so it matters where questions are
 which none fell, up to one in ten may fall. Replicates are the same for all data of n questions and their weights are
 positive, so both bounds of a difference rise, or stay, when any answer after is raised. (Gaffke 2005 and Learned-Miller
 and Thomas 2019, arXiv 1905.06208, bound means by such weights; Rubin 1981 is the bootstrap.)
-`benchmarks/interval_coverage.py` measures how often the intervals hold the truth.
 """
 
 import math

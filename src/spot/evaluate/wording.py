@@ -6,29 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-GRID = "dot"
+GRID = "\N{WHITE SQUARE}"
 """An empty cell of a board: elsewhere a full stop says nothing, there it says where the discs are."""
+
+_NO_SPACE = "\0"
+"""Parts tokens, and not words: a formula without white space is one word."""
 
 # Applied in this order, to text in lower case.
 _REWRITES = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
-        (r"\\begin\{[a-z*]+\}|\\end\{[a-z*]+\}", " "),
+        (r"\\begin\{[a-z*]+\}|\\end\{[a-z*]+\}", _NO_SPACE),
         (r"(?<!\d)(\d{1,3}(?:\s*(?:,|\{,\}|\\,)\s*\d{3})+)(?!\d)", lambda found: re.sub(r"\D", "", found[1])),
-        (r"\\\\(?:\[[^\]]*\])?", " "),  # a new line in an array
-        (r"\\[()\[\],;:!> ]|\$+|~", " "),
+        (r"\\\\(?:\[[^\]]*\])?", _NO_SPACE),  # a new line in an array
+        (r"\\[()\[\],;:!> ]|\$+|~", _NO_SPACE),
         (r"\\[dtc]frac\b|\\[dtc]frac(?=\d)", r"\\frac"),
         (r"\\[dt]binom", r"\\binom"),
-        (r"\\(frac|binom)\s*(\d)\s*(\d)", r" \1 \2 \3 "),
-        (r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![a-z])", " "),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|q?quad|thinspace|hfill|noindent|par|rm|bf|it)(?![a-z])", " "),
-        (r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|operatorname\*?|mbox|boldsymbol|emph)(?![a-z])", " "),
-        (r"\\[hv](?:space|skip)\*?\{[^}]*\}", " "),
-        (r"\\(?:cdot|times|[lc]?dots[cbmio]?|circ|degree|ast)(?![a-z])", " "),
-        (r"\\leq(?:slant)?(?![a-z])|≤", r" le "),
-        (r"\\geq(?:slant)?(?![a-z])|≥", r" ge "),
-        (r"\\neq(?![a-z])|≠", r" ne "),
-        (r"\\(?:long)?rightarrow(?![a-z])|→", r" to "),
+        (r"\\(frac|binom)\s*(\d)\s*(\d)", rf"{_NO_SPACE}\1 \2 \3{_NO_SPACE}"),
+        (r"\\(?:left|right|[bB]igg?[lrm]?|middle)(?![a-z])", _NO_SPACE),
+        (
+            r"\\(?:displaystyle|textstyle|limits|nolimits|q?quad|thinspace|hfill|noindent|par|rm|bf|it)(?![a-z])",
+            _NO_SPACE,
+        ),
+        (r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|operatorname\*?|mbox|boldsymbol|emph)(?![a-z])", _NO_SPACE),
+        (r"\\[hv](?:space|skip)\*?\{[^}]*\}", _NO_SPACE),
+        (r"\\(?:cdot|times|[lc]?dots[cbmio]?|circ|degree|ast)(?![a-z])", _NO_SPACE),
+        (r"\\leq(?:slant)?(?![a-z])|≤", f"{_NO_SPACE}le{_NO_SPACE}"),
+        (r"\\geq(?:slant)?(?![a-z])|≥", f"{_NO_SPACE}ge{_NO_SPACE}"),
+        (r"\\neq(?![a-z])|≠", f"{_NO_SPACE}ne{_NO_SPACE}"),
+        (r"\\(?:long)?rightarrow(?![a-z])|→", f"{_NO_SPACE}to{_NO_SPACE}"),
         (r"\\lt(?![a-z])", "<"),
         (r"\\gt(?![a-z])", ">"),
         ("[\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}]", "-"),
@@ -37,7 +43,8 @@ _REWRITES = tuple(
 _CELLS = re.compile(r"(?<!\S)(?:\S\s+){3,}\S(?!\S)")
 _EMPTY = re.compile(r"(?<!\S)\.(?!\S)")
 # A number; one CJK character; a word, or a letter of a formula; a sign that makes another formula of the same numbers.
-_TOKEN = re.compile(r"\d+|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]|[^\W\d_]+|[-+/=<>%]")
+_TOKEN = re.compile(r"\d+|[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]|[^\W\d_]+|[-+/=<>%\N{WHITE SQUARE}]")
+_SPACE = re.compile(r"\s+")
 _BREAK = re.compile(r"[\n:\"“”«»`#|]|\*\*|[.?!。?!][)\]'’*]*(?:\s|$)")
 
 
@@ -57,7 +64,8 @@ class Wording:
     @cached_property
     def num_words(self) -> int:
         """Words, or where a formula without spaces has more of them, its tokens that are no signs."""
-        return max(len(set(self.words)), sum(token.isalnum() for token in self.tokens))
+        spanned = self.words[-1] - self.words[0] + 1 if self.words else 0
+        return max(spanned, sum(token.isalnum() for token in self.tokens))
 
     @cached_property
     def numbers(self) -> list[str]:
@@ -92,7 +100,7 @@ def _board(run: re.Match[str]) -> str:
 
 def wording(text: str) -> Wording:
     """The wording of `text`: case, white space, punctuation, and LaTeX that only spaces or sizes do not count."""
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", text).casefold().replace(_NO_SPACE, " ")
     for pattern, by in _REWRITES:
         text = pattern.sub(by, text)
     text = _CELLS.sub(_board, text)
@@ -102,7 +110,7 @@ def wording(text: str) -> Wording:
     end = word = 0
     for found in _TOKEN.finditer(text):
         gap = text[end : found.start()]
-        word += any(map(str.isspace, gap))
+        word += len(_SPACE.findall(gap))  # a word may be a sign that says nothing here
         tokens.append(found[0])
         words.append(word)
         opens.append(not opens or _BREAK.search(gap) is not None)

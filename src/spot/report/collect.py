@@ -68,6 +68,10 @@ def _unfinished(manifest: dict[str, Any], config: RunConfig) -> str:
 def _overlap(run: RunDirectory) -> list[str]:
     """Notes on questions of the evaluation that were trained on."""
     pairs = read_rows(run / "pairs.jsonl", Pair) if (run / "pairs.jsonl").exists() else []
+    left_out = {
+        row.id for row in read_dropped(run / "dropped.jsonl") if (row.stage, row.reason) == ("train", "overlap")
+    }
+    pairs = [pair for pair in pairs if pair.id not in left_out]
     files = sorted((run / "eval").glob("problems/*.jsonl")) if pairs else []
     return list(filter(None, (overlap_note(file.stem, read_rows(file, Problem), pairs) for file in files)))
 

@@ -16,11 +16,12 @@ from transformers.trainer_utils import IntervalStrategy
 from spot.errors import UserError
 from spot.hub import model_path
 from spot.progress import bar
+from spot.schema import Dropped
 from spot.store import write_rows
 from spot.terminal import new_console
 from spot.train.adapter import make_lora
 from spot.train.config import SpotConfig
-from spot.train.rows import read_preferences
+from spot.train.rows import PreferenceRow, read_preferences
 from spot.train.run import TrainResult, fit, needed_packages, task_scores
 
 EXAMPLE = """example:
@@ -84,14 +85,23 @@ class ScriptArguments:
         default=None, metadata={"help": "The longest answer, in tokens; 32768 unless set."}
     )
     eval_tasks_batch_size: int = field(default=256, metadata={"help": "Questions answered at a time."})
+    overlap_tasks: str | None = field(
+        default=None,
+        metadata={"help": "Benchmarks whose questions are looked for among the pairs, beside those of --eval_tasks."},
+    )
+    drop_overlap: bool = field(default=False, metadata={"help": "Leave out the pairs that hold such a question."})
     data_dir: str | None = field(
-        default=None, metadata={"help": "Files of the benchmarks in --eval_tasks, in place of the hub."}
+        default=None,
+        metadata={"help": "Files of the benchmarks in --eval_tasks and --overlap_tasks, in place of the hub."},
     )
     config: str | None = field(default=None, metadata={"help": "A YAML file with any of these flags as keys."})
 
 
 Measuring = Callable[[ScriptArguments, Console], TrainerCallback | None]
 """Makes of the flags what evaluates the student on benchmarks during training."""
+
+LeavingOut = Callable[[ScriptArguments, list[PreferenceRow], bool], tuple[list[PreferenceRow], list[Dropped]]]
+"""Says which pairs hold a question of a benchmark, unless it is to be quiet: what to train on, and what is left out."""
 
 _KEYS = [entry.name for kind in (ScriptArguments, SpotConfig) for entry in fields(kind) if entry.init]
 
@@ -107,7 +117,11 @@ class _Parser(HfArgumentParser):
         raise UserError(f"spot train: {message} (all flags: spot train --help)")
 
 
-def main(argv: list[str], measuring: Measuring = lambda _, __: None) -> None:
+def main(
+    argv: list[str],
+    measuring: Measuring = lambda _, __: None,
+    leaving_out: LeavingOut = lambda _, pairs, __: (pairs, []),
+) -> None:
     """Run `spot train` with `argv`. Raises `UserError` on wrong use, before any weight is loaded."""
     script, args = parse(argv)
     for name in ("model_name_or_path", "dataset_name"):
@@ -123,6 +137,7 @@ def main(argv: list[str], measuring: Measuring = lambda _, __: None) -> None:
     args.disable_tqdm = True
     first = args.process_index == 0
     console = new_console(stderr=True, quiet=not first)
+    pairs, overlapping = leaving_out(script, pairs, not first)
     evaluation = measuring(script, console)
     with bar(console, "train") as progress:
         scores = ""
@@ -150,7 +165,7 @@ def main(argv: list[str], measuring: Measuring = lambda _, __: None) -> None:
             reference_progress=progress.reference,
         )
     if first:
-        _report(result, output_dir, args)
+        _report(result, overlapping, output_dir, args)
     if distributed.is_initialized():
         distributed.destroy_process_group()  # else its threads may abort the process as it ends
 
@@ -224,12 +239,12 @@ def _nearest(name: str, prefix: str = "") -> str:
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
-def _report(result: TrainResult, output_dir: Path, args: SpotConfig) -> None:
+def _report(result: TrainResult, overlapping: list[Dropped], output_dir: Path, args: SpotConfig) -> None:
     console = new_console()
     left_out = ""
-    if result.dropped:
-        write_rows(output_dir / "dropped.jsonl", result.dropped)
-        left_out = f", {len(result.dropped)} left out (see dropped.jsonl)"
+    if dropped := [*overlapping, *result.dropped]:
+        write_rows(output_dir / "dropped.jsonl", dropped)
+        left_out = f", {len(dropped)} left out (see dropped.jsonl)"
     objective = " + ".join(args.loss_type)
     taken = f"{result.steps - result.resumed_from} of " if result.resumed_from else ""
     steps = f"{taken}{result.steps} steps of {objective}"
