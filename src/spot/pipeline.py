@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from spot import __version__, stages
-from spot.config import NOT_IDENTITY, EvaluateSection, RunConfig, Stage
+from spot.config import NOT_IDENTITY, EvaluateSection, RunConfig, Stage, with_new_keys
 from spot.disk import write_atomic
 from spot.errors import StoppedEarly, UserError
 from spot.evaluate.overlap import in_common, overlap_note
@@ -61,7 +61,7 @@ def run(config: RunConfig, console: Console, overwrite: bool = False, command: s
     free = {section for section, made in MADE_WITH.items() if not any(any(config.run.dir.glob(name)) for name in made)}
     if not RunDirectory(config.run.dir).is_complete("rectify"):
         free |= {"rectify.target_pairs", "rectify.max_samples"}  # how far to go may change on the way
-    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY | free)
+    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY | free, with_new_keys)
     with directory:
         pipeline = Pipeline(config, directory, console, command)
         pipeline.check()

@@ -92,16 +92,16 @@ def overlap_note(task: str, questions: Sequence[Problem], pairs: Sequence[Pair])
 
 
 def in_common(ones: Mapping[str, Sequence[Problem]], others: Mapping[str, Sequence[Problem]]) -> str:
-    """The first task of `ones` that asks questions of `others` in the same words, in a few words; empty where none."""
-    known = {name: {tuple(question_words(row.prompt)) for row in rows} for name, rows in others.items()}
-    for name, rows in ones.items():
-        for other, asked in known.items():
-            if count := sum(tuple(question_words(row.prompt)) in asked for row in rows):
-                return f"{count:,} of {len(rows):,} questions of {name} are questions of {other} in evaluate.tasks"
+    """The first task of `ones` that asks questions of `others` word for word, in a few words; empty where none."""
+    for other, asked in others.items():
+        for name, rows in ones.items():
+            found = {row.problem_id for row in overlaps({name: rows}, asked) if row.kind == "exact"}
+            if found:
+                return f"{len(found):,} of {len(rows):,} questions of {name} are questions of {other} in evaluate.tasks"
     return ""
 
 
-def overlaps(tasks: Mapping[str, Sequence[Problem]], pairs: Sequence[Pair]) -> list[Overlap]:
+def overlaps(tasks: Mapping[str, Sequence[Problem]], pairs: Sequence[Pair | Problem]) -> list[Overlap]:
     """Questions that a pair's prompt holds, word for word or nearly, in the order of the pairs and of the questions.
 
     Of questions with options the options are not looked at, of few-shot prompts only what is asked in the end. Answers

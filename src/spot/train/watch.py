@@ -107,9 +107,6 @@ class Watch:
         With a mean `rejected` reward, which is for `dpo`, the smoothed mean of both is taken for the shift. Returns
         what has gone wrong and since which step, each kind once.
         """
-        if rejected is not None:
-            self.mean = DECAY * self.mean + (1 - DECAY) * (chosen + rejected) / 2
-            shift = self.mean
         if self.steps:
             change = (chosen - self.last) ** 2 / 2
             self.variance = NOISE_DECAY * self.variance + (1 - NOISE_DECAY) * change
@@ -117,6 +114,9 @@ class Watch:
         self.chosen = DECAY * self.chosen + (1 - DECAY) * chosen
         self.weight = DECAY * self.weight + (1 - DECAY)
         self.steps, self.last = self.steps + 1, chosen
+        if rejected is not None:
+            self.mean = DECAY * self.mean + (1 - DECAY) * (chosen + rejected) / 2
+            shift = self.mean / self.weight
         if shift >= 0:
             self.negative_since = step
         if self.steps < FIRST:
@@ -136,7 +136,8 @@ class Watch:
 
     def _slack(self, now: float, shift: float, tethered: bool) -> str:
         """Closed with the shift, open without it, and more by the shift than by the reward."""
-        if not (now < CLOSED < now - shift and -shift > now):
+        margin = now - shift if tethered else 2 * (now - shift)  # dpo's gate is that of r+ - r-
+        if not (now < CLOSED < margin and -shift > now):
             return ""
         if not tethered:
             return (
