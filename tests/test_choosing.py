@@ -65,7 +65,9 @@ def test_other_questions_may_choose(tmp_path: Path) -> None:
 
 def test_the_labs_questions_to_choose_by_are_none_that_are_trained_or_reported_on() -> None:
     for family in FAMILIES:
-        tune, test = ({row.prompt for row in task.problems(None)} for task in find_tasks([f"{family}_tune", family]))
+        tune, test = (
+            {str(row.prompt) for row in task.problems(None)} for task in find_tasks([f"{family}_tune", family])
+        )
         assert len(tune) == len(test) == 400 and not tune & test
     assert in_common({"a": []}, {"b": []}) == ""
 

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from spot.config import RunConfig, load_config
+from spot.config import RunConfig, load_config, with_new_keys
 from spot.errors import UserError
+from spot.store import RunDirectory
 
 SOURCE = Path(__file__).parents[1] / "src" / "spot"
 
@@ -55,6 +57,19 @@ def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
 def test_resolved_config_round_trips(tmp_path: Path) -> None:
     config = load_config(SOURCE / "lab" / "demo.yaml", ["run.seed=3"])
     assert load_config(write(tmp_path, config.to_yaml())) == config
+
+
+def test_a_run_directory_of_before_a_key_existed_is_resumed(tmp_path: Path) -> None:
+    now = load_config(SOURCE / "lab" / "demo.yaml").to_yaml()
+    RunDirectory.open(tmp_path, now)
+    (tmp_path / "attempts.jsonl").touch()
+    earlier = yaml.safe_load(now)
+    del earlier["train"]["load_best_model_at_end"], earlier["judge"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(earlier))
+    RunDirectory.open(tmp_path, now, today=with_new_keys)
+    other = now.replace("load_best_model_at_end: false", "load_best_model_at_end: true")
+    with pytest.raises(UserError, match="train.load_best_model_at_end: False there, True here"):
+        RunDirectory.open(tmp_path, other, today=with_new_keys)
 
 
 def test_config_is_frozen() -> None:

@@ -322,6 +322,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(raw, str(path))
 
 
+def with_new_keys(kept: Any) -> Any:
+    """A raw config of an earlier version with the keys that have come since, at their defaults."""
+    if not isinstance(kept, dict):
+        return kept
+    defaults = yaml.safe_load(RunConfig().to_yaml())
+    return {
+        name: {**defaults.get(name, {}), **section} if isinstance(section, dict) else section
+        for name, section in {**defaults, **kept}.items()
+    }
+
+
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set `section.key=value` in a raw config."""
     key, separator, value = override.partition("=")

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from spot import __version__, stages
-from spot.config import NOT_IDENTITY, EvaluateSection, RunConfig, Stage
+from spot.config import NOT_IDENTITY, EvaluateSection, RunConfig, Stage, with_new_keys
 from spot.disk import write_atomic
 from spot.errors import StoppedEarly, UserError
 from spot.evaluate.overlap import in_common, overlap_note, without_overlap
@@ -60,7 +60,7 @@ def run(config: RunConfig, console: Console, overwrite: bool = False, command: s
     free = {section for section, made in MADE_WITH.items() if not any(any(config.run.dir.glob(name)) for name in made)}
     if not RunDirectory(config.run.dir).is_complete("rectify"):
         free |= {"rectify.target_pairs", "rectify.max_samples"}  # how far to go may change on the way
-    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY | free)
+    directory = RunDirectory.open(config.run.dir, config.to_yaml(), overwrite, NOT_IDENTITY | free, with_new_keys)
     with directory:
         pipeline = Pipeline(config, directory, console, command)
         pipeline.check()
@@ -384,7 +384,7 @@ class Pipeline:
         section = choosing(config)
         tasks = stages.exams(section, config.problems, config.run.on_bad_row, [])
         for note in filter(None, (overlap_note(name, exam.problems, pairs) for name, exam in tasks.items())):
-            sys.stderr.write(f"warning: train.eval_tasks: {note}\n")
+            say("warning", f"train.eval_tasks: {note}")
         return EvaluateTasks(tasks, every, section, self.run / "checkpoints" / "eval", size, self.console)
 
     def _exams(self, bad_rows: list[Dropped]) -> "dict[str, Exam]":

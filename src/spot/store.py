@@ -290,12 +290,18 @@ class RunDirectory:
 
     @classmethod
     def open(
-        cls, path: Path, config_text: str, overwrite: bool = False, ignoring: frozenset[str] = frozenset()
+        cls,
+        path: Path,
+        config_text: str,
+        overwrite: bool = False,
+        ignoring: frozenset[str] = frozenset(),
+        today: Callable[[Any], Any] = lambda kept: kept,
     ) -> "RunDirectory":
         """Make a new run directory, or resume the one at `path` if it was made by the same config.
 
         `config_text` is the resolved configuration as YAML; keys in `ignoring` (`section.key`, or a whole section) may
-        differ. `overwrite` empties a run directory first, and nothing else. Raises `UserError` where `path` holds a run
+        differ; `today` gives the kept config the keys it was made without. `overwrite` empties a run directory first,
+        and nothing else. Raises `UserError` where `path` holds a run
         of another config, or something that is not a run at all.
         """
         run = cls(path)
@@ -310,9 +316,8 @@ class RunDirectory:
                 run._clear()
             # A run that stopped before its first row has nothing that another config could contradict.
             if any((path / name).exists() for name in RUN_FILES if name not in ("config.yaml", "manifest.json")):
-                difference = _difference(
-                    run._kept("config.yaml", yaml.safe_load), yaml.safe_load(config_text), ignoring
-                )
+                kept = today(run._kept("config.yaml", yaml.safe_load))
+                difference = _difference(kept, yaml.safe_load(config_text), ignoring)
                 if difference:
                     raise UserError(
                         f"{path}: this run directory was made by another config ({difference}); "

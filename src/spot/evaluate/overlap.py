@@ -146,12 +146,12 @@ def _note(task: str, num_questions: int, found: Sequence[Overlap]) -> str:
 
 
 def in_common(ones: Mapping[str, Sequence[Problem]], others: Mapping[str, Sequence[Problem]]) -> str:
-    """The first task of `ones` that asks questions of `others` in the same words, in a few words; empty where none."""
-    known = {name: {one.own.joined for one in _own_texts(name, rows)} for name, rows in others.items()}
-    for name, rows in ones.items():
-        for other, asked in known.items():
-            if count := sum(one.own.joined in asked for one in _own_texts(name, rows)):
-                return f"{count:,} of {len(rows):,} questions of {name} are questions of {other} in evaluate.tasks"
+    """The first task of `ones` that asks questions of `others` word for word, in a few words; empty where none."""
+    for other, asked in others.items():
+        for name, rows in ones.items():
+            found = {row.problem_id for row in overlaps({name: rows}, asked) if row.kind == "exact"}
+            if found:
+                return f"{len(found):,} of {len(rows):,} questions of {name} are questions of {other} in evaluate.tasks"
     return ""
 
 

@@ -366,7 +366,7 @@ class SpotTrainer(Trainer):
         result, indices, started = self._taken
         row = self._metrics(result) | {"rewards/bound": self.args.beta * float(self._nats[indices].mean())}
         self._since_log.add(row, result.tokens, started)
-        self._look_out(row["rewards/chosen"])
+        self._look_out(row)
         batch_mean = float((result.chosen_rewards + result.rejected_rewards).mean()) / 2  # eq. 10
         kind = self.args.shift_kind
         self._delta = update_shift(self._delta, batch_mean, self._steps, kind=kind, decay=self.args.shift_decay)
@@ -380,11 +380,13 @@ class SpotTrainer(Trainer):
         if warning and step == 0:
             self._watch.untold.append(warning)
 
-    def _look_out(self, chosen_reward: float) -> None:
+    def _look_out(self, row: Mapping[str, float]) -> None:
         """Say what the watch has seen in the step that ends, and keep the checkpoint that it points back to."""
         shifted = self.args.shift_kind != "none"
         step = self.state.global_step
-        found = self._watch.see(step, chosen_reward, self._delta if shifted else 0.0, self._bound.mean)
+        shift = self._delta if shifted else 0.0
+        rejected = row["rewards/rejected"] if self.args.loss_type == ["dpo"] else None
+        found = self._watch.see(step, row["rewards/chosen"], shift, self._bound.mean, rejected)
         if found is None:
             return
         what, since = found

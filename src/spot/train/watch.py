@@ -5,7 +5,8 @@ corrections have become. The method's tether, `beta * (1 - sigmoid(r+ - d))`, st
 Two things can go wrong, whatever the loss says, which falls all the while:
 
 - *slack*: rejected rewards fall without bound, the shift d follows them down, and `r+ - d` is large although r+ is not:
-  the tether has let go of corrections that eq. 9, without a shift, would still hold.
+  the tether has let go of corrections that eq. 9, without a shift, would still hold. `dpo` has the same gradient with d
+  at a pair's own mean reward, so it is watched by that.
 - *turned*: the chosen reward has fallen from its peak, by more than its noise and by what matters.
 
 Both are of smoothed values, in units of the gate, the noise or the bound, so they hold for any length of answers.
@@ -87,6 +88,7 @@ class Watch:
     variance_weight: float = 0.0
     peak: float = 0.0
     peak_step: int = 0
+    mean: float = 0.0
     negative_since: int = 0
     said: list[str] = field(default_factory=list[str])
     untold: list[str] = field(default_factory=list[str])
@@ -97,10 +99,13 @@ class Watch:
         """What `Watch` is made of."""
         return asdict(self)
 
-    def see(self, step: int, chosen: float, shift: float, bound: float) -> tuple[str, int] | None:
+    def see(
+        self, step: int, chosen: float, shift: float, bound: float, rejected: float | None = None
+    ) -> tuple[str, int] | None:
         """Take in a step's mean chosen reward, its shift (0 where there is none) and the bound over all pairs.
 
-        Returns what has gone wrong and since which step, each kind once.
+        With a mean `rejected` reward, which is for `dpo`, the smoothed mean of both is taken for the shift. Returns
+        what has gone wrong and since which step, each kind once.
         """
         if self.steps:
             change = (chosen - self.last) ** 2 / 2
@@ -109,6 +114,9 @@ class Watch:
         self.chosen = DECAY * self.chosen + (1 - DECAY) * chosen
         self.weight = DECAY * self.weight + (1 - DECAY)
         self.steps, self.last = self.steps + 1, chosen
+        if rejected is not None:
+            self.mean = DECAY * self.mean + (1 - DECAY) * (chosen + rejected) / 2
+            shift = self.mean / self.weight
         if shift >= 0:
             self.negative_since = step
         if self.steps < FIRST:
@@ -116,7 +124,7 @@ class Watch:
         now = self.chosen / self.weight
         if now > self.peak:
             self.peak, self.peak_step = now, step
-        return self._once("slack", self._slack(now, shift), self.negative_since + 1) or self._once(
+        return self._once("slack", self._slack(now, shift, rejected is None), self.negative_since + 1) or self._once(
             "turned", self._turned(now, bound), self.peak_step
         )
 
@@ -126,10 +134,16 @@ class Watch:
         self.said.append(kind)
         return what, since
 
-    def _slack(self, now: float, shift: float) -> str:
+    def _slack(self, now: float, shift: float, tethered: bool) -> str:
         """Closed with the shift, open without it, and more by the shift than by the reward."""
-        if not (now < CLOSED < now - shift and -shift > now):
+        margin = now - shift if tethered else 2 * (now - shift)  # dpo's gate is that of r+ - r-
+        if not (now < CLOSED < margin and -shift > now):
             return ""
+        if not tethered:
+            return (
+                f"the chosen reward is {now:.2f} and the mean of both rewards {shift:.2f}: the margin comes from the "
+                "rejected answers' fall, and nothing holds the corrections"
+            )
         return (
             f"the chosen reward is {now:.2f}, and the shift followed the rejected ones down to {shift:.2f}: the tether "
             f"is {_gate(now - shift):.0%} open, without a shift it would be {_gate(now):.0%}; the loss now ranks "
