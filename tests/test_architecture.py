@@ -57,7 +57,7 @@ ALLOWED = {
     "opening": {"chat", "errors", "hub", "schema", "store", "config", "models", "rectify", "verify", "lab"},
     "account": {"disk", "errors", "schema", "store", "config", "opening", "models", "rectify"},
     "sets": {"disk", "errors", "schema", "store", "config", "opening", "stages"},
-    "during": {"errors", "terminal", "config", "stages", "evaluate", "models", "train"},
+    "during": {"errors", "schema", "terminal", "config", "stages", "evaluate", "models", "train"},
     "measure": {
         "disk",
         "errors",
