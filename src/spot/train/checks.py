@@ -23,7 +23,6 @@ from spot.train.rows import as_preferences
 from spot.train.tokenize import TokenizedPair, tokenize_pairs
 from spot.train.weights import random_settings
 
-
 DEQUANTIZED = ("mxfp4",)
 """Quantized weights that transformers makes whole as it loads them, where their kernels are missing."""
 
