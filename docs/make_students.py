@@ -26,8 +26,8 @@ another rotary embedding, window or cap than its family's default.
 - **shared**: what both answers of a pair share is run once, and pairs share a row.
 - **plain**: each answer is run as a plain sequence, padded in a batch. Slower, and the same values.
 - **alone**: each answer has a forward of its own, since the longest sequence of a forward decides how all are computed.
-  None has that by default; long RoPE (Phi-3.5, Phi-4-mini) with pairs on both sides of the original length has, and so has
-  dynamic RoPE with pairs beyond it.
+  None has that by default; long RoPE (Phi-3.5, Phi-4-mini) with pairs on both sides of the original length has, and so
+  has dynamic RoPE with pairs beyond it.
 - **refused**: training stops before it starts, in one line.
 - **not tried**: no tiny model of the family can be made of its config alone.
 
