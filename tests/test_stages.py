@@ -55,7 +55,8 @@ def test_the_keys_of_an_adapter_reach_peft() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in TrainSection.model_fields if not key.startswith(("lora_", "eval_", "load_best"))]
+    "key",
+    [key for key in TrainSection.model_fields if not key.startswith(("lora_", "eval_", "load_best", "drop_overlap"))],
 )
 def test_each_key_of_the_train_section_reaches_the_trainer(tmp_path: Path, key: str) -> None:
     value, argument, expected = TRAIN[key]

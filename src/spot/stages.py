@@ -243,7 +243,10 @@ def train_args(section: TrainSection, seed: int, work_dir: Path, metrics: Path) 
     from spot.train.config import SpotConfig
 
     values = section.model_dump(
-        exclude={"objective", "eval_every", "eval_tasks", "lora_r", "lora_alpha", "lora_target_modules"}
+        exclude={
+            *("objective", "eval_every", "eval_tasks", "drop_overlap"),
+            *("lora_r", "lora_alpha", "lora_target_modules"),
+        }
     )
     renamed = {
         "loss_type": section.objectives,
