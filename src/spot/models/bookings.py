@@ -36,10 +36,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Admit:
-    """Let out one try of `entry`, unless the account would pass `max_cost`."""
+    """Let out one try of `entry`, unless the account would pass `max_cost` with it and `spare` dollars more."""
 
     entry: Entry
     max_cost: float | None
+    spare: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ class Ledger:
 
     def _apply(self, operation: Operation) -> Answer:
         if isinstance(operation, Admit):
-            return self._admit(operation.entry, operation.max_cost)
+            return self._admit(operation.entry, operation.max_cost, operation.spare)
         if isinstance(operation, Refused):
             self._refused(operation)
         elif isinstance(operation, Received):
@@ -178,11 +178,11 @@ class Ledger:
             self._replied(operation)
         return "done"
 
-    def _admit(self, entry: Entry, max_cost: float | None) -> Answer:
+    def _admit(self, entry: Entry, max_cost: float | None, spare: float) -> Answer:
         if (taken := self._taken(entry.key)) is not None:
             return taken
         spent, open_ = self._database.execute("SELECT spent, open FROM account").fetchone()
-        if max_cost is not None and spent + open_ + entry.worst > max_cost:
+        if max_cost is not None and spent + open_ + entry.worst + spare > max_cost:
             return "no_room"
         # What is open of an earlier go was reserved at the prices of then.
         self._database.execute(

@@ -291,6 +291,7 @@ class _LedgerGate:
         self._committing: asyncio.Task[None] | None = None
         self._open = 0  # tries let out, or about to be, whose end is not committed yet
         self._changed = asyncio.Event()
+        self._unsettled: set[str] = set()  # tried, perhaps charged, and to be tried again
 
     async def admit(self, request: Request, sampling: Sampling) -> Reply | None:  # noqa: ARG002 (it is this call's)
         """Commit the try; waits for room in the account while something is on its way, and for another process that
@@ -302,9 +303,9 @@ class _LedgerGate:
                 self.closed_by_turnstile = True
                 raise
         key = self.key_of[request.id]
-        operation = Admit(self._model.entry(request, self._sampling, key), self._model.max_cost)
+        entry = self._model.entry(request, self._sampling, key)
         alone = False
-        while (answer := await self._let_out(operation)) != "done":
+        while (answer := await self._let_out(self._admission(request, entry))) != "done":
             if answer == "on_record":
                 self._served.add(request.id)
                 return await self._model.recall(key, request.id)
@@ -313,7 +314,7 @@ class _LedgerGate:
                 await asyncio.sleep(ELSEWHERE_EVERY)
             elif answer == "in_batch":
                 raise self._in_batch()
-            elif self._open:
+            elif self._open or self._yields(request):
                 await self._changed.wait()
             elif others := self._model.ledger.others_ask():
                 self.say_who_is_waited_for(others)
@@ -322,8 +323,16 @@ class _LedgerGate:
                 alone = True  # what another one held may have come back between the two looks
             else:
                 self._tell()  # those who wait for what was open
-                raise self._no_room(operation.entry.worst)
+                raise self._no_room(entry.worst)
         return None
+
+    def _admission(self, request: Request, entry: Entry) -> Admit:
+        return Admit(entry, self._model.max_cost, spare=entry.worst if self._yields(request) else 0.0)
+
+    def _yields(self, request: Request) -> bool:
+        """Whether others, whose tries may have been charged, are to be tried again: the reply to one says what its
+        tries cost, so room for one more try of them stays free."""
+        return bool(self._unsettled) and request.id not in self._unsettled
 
     def say_who_is_waited_for(self, owners: Iterable[str]) -> None:
         """Say once of each process that it is waited for, and what ends that."""
@@ -379,6 +388,8 @@ class _LedgerGate:
 
     def refused(self, request: Request, charged: bool | None) -> None:
         """Book the end of a try without a reply."""
+        if charged is None:
+            self._unsettled.add(request.id)
         self._enqueue(Refused(self.key_of[request.id], charged)).add_done_callback(lambda _: self._settled())
 
     async def replied(self, replies: Sequence[Reply]) -> None:
@@ -392,8 +403,11 @@ class _LedgerGate:
         operations: list[Operation] = [self._model.operation(self.key_of[reply.id], reply) for reply in answers]
         operations += [GivenUp(self.key_of[reply.id], reply.error, final=not reply.passing) for reply in failed]
         await asyncio.gather(*map(self._enqueue, operations))
+        self._unsettled.difference_update(reply.id for reply in fresh)
         for _ in answers:
             self._settled()
+        if failed:
+            self._tell()
 
     def _settled(self) -> None:
         self._open = max(0, self._open - 1)  # a batch of an earlier process was not let out here
