@@ -16,7 +16,7 @@ from spot.models.local import LocalModel
 from spot.schema import Dropped
 from spot.terminal import new_console, say
 from spot.train.measuring import StepMeasure, Student
-from spot.train.rows import PreferenceRow
+from spot.train.tokenize import Preference
 
 if TYPE_CHECKING:
     from spot.train.command import ScriptArguments
@@ -107,8 +107,8 @@ def of_flags(flags: "ScriptArguments", console: Console) -> EvaluateTasks | None
 
 
 def check_overlap(
-    flags: "ScriptArguments", pairs: list[PreferenceRow], quiet: bool
-) -> tuple[list[PreferenceRow], list[Dropped]]:
+    flags: "ScriptArguments", pairs: Sequence[Preference], quiet: bool
+) -> tuple[Sequence[Preference], list[Dropped]]:
     """What `spot train` trains on, and what it leaves out: pairs that hold a question of the tasks of its flags."""
     names = [name for given in (flags.overlap_tasks, flags.eval_tasks) if given for name in given.split(",")]
     if not names:

@@ -181,7 +181,7 @@ def test_it_learns_and_says_so(save_student: Callable[..., Path], pairs: list[Pa
         *("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "rewards/delta"),
         *("tether/chosen", "tether/rejected", "kl/chosen", "shared_fraction", "rewards/bound", "warnings"),
     }
-    assert "warnings" not in last and 0 < first["rewards/bound"] < 10 and "cannot tether" in first["warnings"][0]
+    assert "warnings" not in last and 0 < first["rewards/bound"] < 10 and "cannot tether" in str(first["warnings"])
     assert first["rewards/chosen"] == first["rewards/rejected"] == first["kl/chosen"] == first["rewards/delta"] == 0
     assert first["shared_fraction"] > 0.2 and last["kl/chosen"] > 0
     assert first["tether/chosen"] == pytest.approx(0.05 / 2, rel=1e-3)

@@ -4,7 +4,6 @@
 the student's own answer, so that what goes on from it cannot look like a beginning.
 """
 
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -83,7 +82,7 @@ def restarts(beginning: str, response: str, text: str) -> bool:
         return False
     if (beginning[-1].isalnum() or beginning[-1] in ".!?") and text[0].isupper() and text[0].isascii():
         return True  # "... = 4.So ...": who goes on writes the space first
-    kept = len(os.path.commonprefix((beginning, response)))
+    kept = next((at for at, (a, b) in enumerate(zip(beginning, response, strict=False)) if a != b), len(response))
     steps = [*split_steps(beginning), *_steps_until(response, kept)]
     first = next(filter(None, map(_words, split_steps(text))), [])
     if any(first == _words(step) for step in steps) and (len(first) > 2 or any(word[0].isdigit() for word in first)):

@@ -2,7 +2,7 @@
 
 import difflib
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,8 +21,9 @@ from spot.store import write_rows
 from spot.terminal import new_console
 from spot.train.adapter import make_lora
 from spot.train.config import SpotConfig
-from spot.train.rows import PreferenceRow, read_preferences
+from spot.train.rows import read_preferences
 from spot.train.run import TrainResult, fit, needed_packages, task_scores
+from spot.train.tokenize import Preference
 
 EXAMPLE = """example:
   spot train --model_name_or_path Qwen/Qwen3-8B --dataset_name runs/math/pairs.jsonl --output_dir model \\
@@ -100,7 +101,7 @@ class ScriptArguments:
 Measuring = Callable[[ScriptArguments, Console], TrainerCallback | None]
 """Makes of the flags what evaluates the student on benchmarks during training."""
 
-LeavingOut = Callable[[ScriptArguments, list[PreferenceRow], bool], tuple[list[PreferenceRow], list[Dropped]]]
+LeavingOut = Callable[[ScriptArguments, Sequence[Preference], bool], tuple[Sequence[Preference], list[Dropped]]]
 """Says which pairs hold a question of a benchmark, unless it is to be quiet: what to train on, and what is left out."""
 
 _KEYS = [entry.name for kind in (ScriptArguments, SpotConfig) for entry in fields(kind) if entry.init]
