@@ -4,7 +4,6 @@
 the student's own answer, so that what goes on from it cannot look like a beginning.
 """
 
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -83,7 +82,8 @@ def restarts(beginning: str, response: str, text: str) -> bool:
         return False
     if (beginning[-1].isalnum() or beginning[-1] in ".!?") and text[0].isupper() and text[0].isascii():
         return True  # "... = 4.So ...": who goes on writes the space first
-    kept = len(os.path.commonprefix((beginning, response)))
+    pairs = zip(beginning, response, strict=False)
+    kept = next((place for place, (one, other) in enumerate(pairs) if one != other), len(beginning))
     steps = [*split_steps(beginning), *_steps_until(response, kept)]
     first = next(filter(None, map(_words, split_steps(text))), [])
     if any(first == _words(step) for step in steps) and (len(first) > 2 or any(word[0].isdigit() for word in first)):
