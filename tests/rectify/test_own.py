@@ -39,13 +39,13 @@ class Odd(Mine):
     mode = "magic"
 def make(): return Mine()
 def wrong(): return 3
+def picky(needed): return Mine()
+def broken(): return 1 / 0
+number = 3
 class Half(Mine):
     async def correct(self, failures):
         yield [Correction(failures[0].attempt.id, "\\ud83d")]
 def half(): return Half()
-def picky(needed): return Mine()
-def broken(): return 1 / 0
-number = 3
 """
 
 
