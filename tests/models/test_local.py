@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny_model import CONTEXT, END_IDS, TEMPLATE, WORDS, save_tiny_model, save_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from spot.errors import RunFailed, UserError
 from spot.models import local
 from spot.models.base import Reply, Request
-from spot.models.local import LocalModel
+from spot.models.local import LocalModel, decoded
 from spot.schema import Message, Sampling, derived_seed
 
 SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=40, seed=1)
@@ -453,3 +455,14 @@ def test_a_directory_that_is_no_student_is_one_line(
 def test_wrong_settings_are_one_line(directory: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         LocalModel(str(directory), **wrong)
+
+
+def test_a_continuation_keeps_the_space_before_its_first_word() -> None:
+    backend = Tokenizer(BPE(vocab={"\u2581": 0, "a": 1, "b": 2, ".": 3}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    ids = tokenizer.encode("a. b", add_special_tokens=False)
+    cut = ids.index(3) + 1
+    assert tokenizer.decode(ids[cut:]) == "b"  # what was lost
+    assert decoded(tokenizer, ids[cut:], ids[:cut]) == " b" and decoded(tokenizer, ids) == "a. b"

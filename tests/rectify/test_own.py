@@ -42,6 +42,10 @@ def wrong(): return 3
 def picky(needed): return Mine()
 def broken(): return 1 / 0
 number = 3
+class Half(Mine):
+    async def correct(self, failures):
+        yield [Correction(failures[0].attempt.id, "\\ud83d")]
+def half(): return Half()
 """
 
 
@@ -111,3 +115,8 @@ def test_an_oracle_that_fails_is_one_line(mine: str, make_failure: MakeFailure, 
 def test_an_error_of_ours_goes_through_as_it_is(mine: str, make_failure: MakeFailure) -> None:
     with pytest.raises(UserError, match=r"^no key; set one$"):
         corrected(f"{mine}:Refuses", make_failure)
+
+
+def test_half_a_surrogate_pair_is_one_line(mine: str, make_failure: MakeFailure) -> None:
+    with pytest.raises(RunFailed, match=r"the text of its correction of 'p0#0' holds half a surrogate pair"):
+        corrected(f"{mine}:half", make_failure)

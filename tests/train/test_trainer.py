@@ -284,7 +284,7 @@ def test_mappings_train_like_pairs(tokenizer: PreTrainedTokenizerFast, pairs: li
     assert [list(pair.chosen_ids) for pair in trainer.pairs] == [list(pair.chosen_ids) for pair in typed.pairs]
     assert [pair.id for pair in trainer.pairs][:2] == ["1", "2"]
     del columns[4]["rejected"]
-    with pytest.raises(UserError, match="row 5: column 'rejected'"):
+    with pytest.raises(UserError, match="row 5: the field 'rejected' is missing"):
         SpotTrainer(make_model(), args, columns, processing_class=tokenizer)
 
 

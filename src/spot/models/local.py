@@ -42,6 +42,8 @@ SMALL = 100_000_000
 LANES = 4
 """How many batches at most; each holds a cache of its own, and all share one Python."""
 
+_ANCHOR = 8  # tokens of the beginning that a continuation is decoded after: enough for a character of several
+
 SHRINK_AT = 0.75
 """Finished rows leave a batch once no more than this share of its rows is unfinished; leaving copies the cache."""
 
@@ -214,7 +216,10 @@ class LocalModel:
             self._models.put(model)
         ended = [ids[-1] in self._end_ids for ids in answers]
         bodies = [ids[:-1] if end else ids for ids, end in zip(answers, ended, strict=True)]
-        texts = self._tokenizer.batch_decode(bodies, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts = [
+            decoded(self._tokenizer, body, prompt.token_ids[-_ANCHOR:] if prompt.request.prefix else [])
+            for prompt, body in zip(batch, bodies, strict=True)
+        ]
         return [
             Reply(prompt.request.id, text, "stop" if end else "length", tuple(ids))
             for prompt, text, end, ids in zip(batch, texts, ended, answers, strict=True)
@@ -324,6 +329,18 @@ def _uniforms(batch: list[_Prompt]) -> Tensor:
             prompt.budget
         )
     return torch.from_numpy(drawn)
+
+
+def decoded(tokenizer: Any, ids: list[int], before: Sequence[int] = ()) -> str:
+    """The text of `ids`, special tokens aside, as it stands after the tokens `before`.
+
+    Many tokenizers take the space off the first word of what they decode: there it would be lost.
+    """
+
+    def text(of: list[int]) -> str:
+        return tokenizer.decode(of, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    return text([*before, *ids])[len(text(list(before))) :]
 
 
 def _error(request: Request, reason: str) -> Reply:

@@ -82,7 +82,8 @@ def restarts(beginning: str, response: str, text: str) -> bool:
         return False
     if (beginning[-1].isalnum() or beginning[-1] in ".!?") and text[0].isupper() and text[0].isascii():
         return True  # "... = 4.So ...": who goes on writes the space first
-    kept = next((at for at, (a, b) in enumerate(zip(beginning, response, strict=False)) if a != b), len(response))
+    pairs = zip(beginning, response, strict=False)
+    kept = next((place for place, (one, other) in enumerate(pairs) if one != other), len(beginning))
     steps = [*split_steps(beginning), *_steps_until(response, kept)]
     first = next(filter(None, map(_words, split_steps(text))), [])
     if any(first == _words(step) for step in steps) and (len(first) > 2 or any(word[0].isdigit() for word in first)):

@@ -67,4 +67,15 @@ class _Own:
             if not isinstance(text, str | None):
                 what = f"the text of its correction of {one.attempt_id!r} is {type(text).__name__}"
                 raise RunFailed(f"oracle {self._spec!r}: {what}, not text; {SEE}")
+            if text is not None and not text.isascii() and not _is_unicode(text):
+                what = f"the text of its correction of {one.attempt_id!r} holds half a surrogate pair"
+                raise RunFailed(f"oracle {self._spec!r}: {what}, which no file can hold")
         return corrections
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
