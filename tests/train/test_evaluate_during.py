@@ -276,7 +276,7 @@ def test_ctrl_c_stops_it_and_says_where_it_goes_on(
     interrupt.install()
     try:
         callbacks = [EvaluateTasks(questions, 2, ANSWERS, batch_size=2)]
-        with pytest.raises(Interrupted, match="the same command goes on from checkpoint-2"):
+        with pytest.raises(Interrupted, match="the same command resumes at checkpoint-2"):
             fit(make_pairs(10), save_student(), tmp_path / "model", config(tmp_path), callbacks=callbacks)
     finally:
         for ending, handler in handlers.items():

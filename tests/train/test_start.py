@@ -20,12 +20,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from spot.errors import RunFailed, UserError
+from spot.errors import Interrupted, RunFailed, UserError
 from spot.train import ready
 from spot.train import trainer as trainer_module
 from spot.train.attention import SPOT_SHARED
 from spot.train.row import Heads
-from spot.train.run import notices
+from spot.train.run import fit, notices
 from spot.train.tokenize import tokenize_pairs
 from spot.train.trainer import SpotConfig, SpotTrainer
 
@@ -152,6 +152,21 @@ def test_checkpoints_of_weights_alone_are_told_about(tmp_path: Path) -> None:
     assert notices(training, training.args) == [
         "save_only_model: checkpoints hold the weights alone, so a run that is stopped starts from step 0"
     ]
+
+
+@pytest.mark.parametrize(
+    ("weights_alone", "said"), [(False, "resumes at checkpoint-1 "), (True, "trains from step 0 .save_only_model ")]
+)
+def test_an_interrupt_says_where_the_same_command_starts(
+    weights_alone: bool, said: str, save_student: Callable[..., Path], tmp_path: Path
+) -> None:
+    def progress(step: int, *_: Any) -> None:
+        if step == 2:
+            raise Interrupted
+
+    args = config(tmp_path / "work", save_strategy="steps", save_steps=1, save_only_model=weights_alone)
+    with pytest.raises(Interrupted, match=said):
+        fit(make_pairs(9), save_student(), tmp_path / "model", args, progress=progress)
 
 
 def test_a_second_train_leaves_the_first_ones_metrics(tmp_path: Path) -> None:

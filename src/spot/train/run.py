@@ -129,8 +129,13 @@ def _telling_where(args: SpotConfig) -> Generator[None]:
         yield
     except Interrupted:
         last = last_complete_checkpoint(Path(str(args.output_dir)))
-        where = f"the same command goes on from {last.name}" if last else "no checkpoint yet: training starts again"
-        raise Interrupted(f"{where} (save_steps says how often there is one)") from None
+        if args.save_only_model:
+            where = "the same command trains from step 0 (save_only_model keeps the weights alone)"
+        elif last:
+            where = f"the same command resumes at {last.name} (save_steps says how often there is one)"
+        else:
+            where = "no checkpoint yet: training starts again (save_steps says how often there is one)"
+        raise Interrupted(where) from None
 
 
 def notices(trainer: SpotTrainer, args: SpotConfig) -> list[str]:
