@@ -110,6 +110,13 @@ STATED: list[tuple[str, str | None]] = [
     ("Answer: C。", "C"),
     ("The answer to the question is C.", "C"),
     ("The answer must be C.", "C"),
+    ("### Answer\nC", "C"),
+    ("**Final Answer**\n\n(C) No change", "C"),
+    ("Answer: C\n\n### Answer\n\nas above", "C"),
+    ("### Answer\n\nA good point", None),
+    ("Answer: C, No change", "C"),
+    ("Answer: B, No change", None),
+    ("Answer: a, c", None),
 ]
 
 

@@ -26,7 +26,7 @@ _NAME = (
 _IS = r"[ \t]+(?:is|must[ \t]+be|should[ \t]+be|would[ \t]+be)\b"
 _LINE = re.compile(
     r"^[ \t>#{+-]*(?:[0-9]+[.)][ \t]*)?(?:(?:so|thus|hence|therefore)\b[, \t]*)?(?:(?:the|my)[ \t]+)?"
-    rf"{_NAME}(?:{_IS})?[ \t]*(?:[:=]|[\u2013\u2014]|-[ \t])[ \t]*(?P<said>.*)$",
+    rf"{_NAME}(?:(?:{_IS})?[ \t]*(?:[:=]|[\u2013\u2014]|-[ \t])[ \t]*(?P<said>.*)|[ \t]*)$",
     re.IGNORECASE | re.MULTILINE,
 )
 _SENTENCE = re.compile(rf"\b(?:the|my)[ \t]+{_NAME}{_IS}[ \t]*:?[ \t]*(?P<said>.*)$", re.IGNORECASE | re.MULTILINE)
@@ -64,21 +64,28 @@ def last_letter(response: str, options: Sequence[str]) -> str | None:
     statements = [one for form in (_LINE, _SENTENCE, _BOXED) for one in form.finditer(text)]
     texts = [_plain(option) for option in options]
     for statement in sorted(statements, key=lambda one: one.start(), reverse=True):
-        said = statement["said"].strip()
-        if statement.re is _LINE:  # some put the letter below; a line that cannot be read takes back what was said
-            return _letter(said or text[statement.end() :].lstrip().partition("\n")[0].lstrip("\0 "), texts)
-        if statement.re is _SENTENCE:
+        said = (statement["said"] or "").strip()
+        if statement.re is _LINE and statement["said"] is None:  # a heading over anything
+            letter = _letter(_below(text, statement), texts)
+        elif statement.re is _LINE:  # some put the letter below; a line that cannot be read takes back what was said
+            return _letter(said or _below(text, statement), texts)
+        elif statement.re is _SENTENCE:
             before = text[max(0, statement.start() - 100) : statement.start()]
             letter = None if _SUPPOSED.search(before) else _letter_of_sentence(said, texts)
         else:
-            letter = _letter(_LINE.sub(lambda line: line["said"], said), texts)
+            letter = _letter(_LINE.sub(lambda line: line["said"] or "", said), texts)
         if letter is not None:
             return letter
     return None
 
 
+def _below(text: str, statement: re.Match[str]) -> str:
+    """The next line that holds something."""
+    return text[statement.end() :].lstrip().partition("\n")[0].lstrip("\0 ")
+
+
 def _letter_of_sentence(said: str, texts: Sequence[str]) -> str | None:
-    """The letter where a sentence is about nothing else, or ends after it, or goes on with a reason."""
+    """The letter where a sentence is about nothing else, or ends after it, or continues with a reason."""
     first = re.split(r"[.;](?:\s|\Z)", said, maxsplit=1)[0]
     if (reasoned := _REASONED.fullmatch(first)) is not None:
         first = reasoned[1]
@@ -99,6 +106,7 @@ def _letter(said: str, texts: Sequence[str]) -> str | None:
     found = _LETTER.fullmatch(said.translate(_BRACES).strip())
     if found is None:
         head, _, rest = said.partition(" ")
+        head = head.removesuffix(",")
         place = LETTERS.find(head) if len(head) == 1 else -1
         return head if 0 <= place < len(texts) and _plain(rest) == texts[place] else None
     place = LETTERS.index(found[1].upper())

@@ -120,7 +120,7 @@ def _same_form(gold: str, answer: str) -> bool:
     if shapes == {"set", "tuple"}:
         return False
     counts = {len(notation.items(notation.plain(text))) for text in (gold, answer)}
-    return shapes != {""} or r"\pm" in gold + answer or len(counts) == 1
+    return shapes != {""} or re.search(r"\\(?:pm|mp)(?![A-Za-z])", gold + answer) is not None or len(counts) == 1
 
 
 def _number(expression: Any) -> Any:

@@ -73,7 +73,9 @@ def _key(name: str) -> tuple[str, str]:
     name, by = name.replace("\\mathcal", "math"), ""
     if found := _DERIVATIVE_NAME.fullmatch(name):
         name, by = found[1], (found[2] or "").lower()
-    return re.sub(r"\\text|math|[\\{}_ ]|(?<![a-z])var(?=[a-z])", "", name).lower(), by
+    return re.sub(
+        r"\\text|math|(?<![a-z])(?:vec|boldsymbol|bm)(?=\{)|[\\{}_ ]|(?<![a-z])var(?=[a-z])", "", name
+    ).lower(), by
 
 
 # --- Relations and collections ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from latex2sympy2_extended.sets import FiniteSet
 from sympy.core.function import AppliedUndef, UndefinedFunction
 from sympy.core.relational import Relational
 
-from spot.verify.latex import DERIVATIVE, readable
+from spot.verify.latex import DERIVATIVE, both_signs, readable
 
 # Units are off: `quantity` has read them, and the t of 5t would be taken for one.
 _NORMALISATION = NormalizationConfig(
@@ -67,7 +67,7 @@ def parse(latex: str) -> Any:
     if _NO_NUMERAL.search(latex):
         return None
     try:
-        text = normalize_latex(readable(_NAME_ABOUT.sub("", latex)), _NORMALISATION)
+        text = normalize_latex(readable(both_signs(_NAME_ABOUT.sub("", latex))), _NORMALISATION)
         tree: Any = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=_CONVERSION)
         if not isinstance(tree, sympy.Basic | sympy.MatrixBase) or not _letters(text) <= _letters_of(tree):
             return None
@@ -127,6 +127,8 @@ def _applied(node: Any) -> Any:
         return UndefinedFunction("cong")(sympy.Mod(*args) if whole else args[0], args[1])
     if name in {"gcd", "lcm"} and not whole:
         return sympy.Function(name)(*sympy.ordered(args))
+    if name == "cross":
+        return sympy.Function(name)(*args)
     function = _FUNCTIONS.get(name)
     if function is None or (name in _OF_NUMBERS and not whole) or (name == "zeta" and args == (1,)):
         return node

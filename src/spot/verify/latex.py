@@ -74,6 +74,13 @@ _PLAIN: list[tuple[re.Pattern[str], str]] = [
         (r"\\Gamma(?![A-Za-z]|\s*(?:\\left)?\s*\()", r"\\mathcal{Gamma}"),
     )
 ]
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
+_NAME_IS = re.compile(r"\A\s*[A-Za-z](?:_[A-Za-z0-9]|_\{[^{}]*\})?\s*=")
+_NO_SINGLE = re.compile(r"[=<>,;]|\\(?:[lg]eq?|in|text|begin|\{|or|and)(?![A-Za-z])")
+_VECTOR = (
+    rf"(?:\\nabla(?![A-Za-z])|\\(?:vec|mathbf|boldsymbol|bm|hat)\s*(?:\{{\s*{_LETTER}\s*\}}|{_LETTER}){_SUBSCRIPT})"
+)
+_CROSS = re.compile(rf"({_VECTOR})\s*\\times(?![A-Za-z])\s*({_VECTOR})")
 _LONE = re.compile(  # after what is no letter of its own: a subscript, a command and its text, the sign of a derivative
     r"_\s*(?:\{[^{}]*\}|[A-Za-z0-9])|\\frac\s*\{\s*d\s*\}\s*\{\s*d\s*\\?[A-Za-z]+\s*\}"
     r"|\\(?:text|mbox|math[a-z]+|operatorname|begin|end|hat|vec|bar|tilde|overline|widehat|widetilde)\s*\{[^{}]*\}"
@@ -86,6 +93,7 @@ def readable(text: str) -> str:
     for pattern, replacement in _PLAIN:
         text = pattern.sub(replacement, text)
     text = _CONGRUENT.sub(lambda found: rf"\text{{cong}}({found[1]}, {found[2] or found[3] or found[4]})", text)
+    text = _CROSS.sub(r"\\text{cross}(\1, \2)", text)
     text = _DOUBLE_FACTORIAL.sub(r"\\text{dfact}(\1)", text)
     text = _FACTORIAL_IS.sub("! =", text)
     if "C" in text or "P" in text:
@@ -104,6 +112,16 @@ def readable(text: str) -> str:
         return rf"\mathcal{{{letter}}}" if letter else found[0]
 
     return _each_call(_LONE.sub(alone, text))
+
+
+def both_signs(text: str) -> str:
+    r"""`\frac{1 \pm a}{2}` as the two values that it stands for; the parser knows the sign outside braces only."""
+    found = _PLUS_MINUS.search(text)
+    inside = found is not None and text[: found.start()].count("{") > text[: found.start()].count("}")
+    if not inside or _NO_SINGLE.search(value := _NAME_IS.sub("", text)):
+        return text
+    upper, lower = (_PLUS_MINUS.sub(lambda sign, turn=turn: "+-"[(sign[1] == "mp") ^ turn], value) for turn in (0, 1))
+    return f"{upper}, {lower}"
 
 
 def _choices(text: str) -> str:

@@ -64,12 +64,15 @@ def _named(operator: Any) -> Any:
 
 
 def _generic(node: Any) -> Any:
-    """Some function without any symmetry in place of an unknown one; gcd and lcm look alike from both sides."""
+    """Some function without any symmetry in place of an unknown one; gcd and lcm are symmetric, cross antisymmetric."""
     name = node.func.__name__
     numbers = random.Random(zlib.crc32(name.encode()))
     scale, shift = (sympy.Rational(numbers.randint(101, 499), 211) for _ in range(2))
     if name in {"gcd", "lcm"}:
         return sympy.sin(scale * sympy.Mul(*((one + shift) ** 2 + one for one in node.args)))
+    if name == "cross":
+        one, two = (scale * (arg + shift) ** 3 + arg for arg in node.args)
+        return one - two
     terms = [sympy.Rational(numbers.randint(101, 499), 223) * one for one in node.args]
     return sympy.sin(scale * sum(terms) + shift) + sum(terms) / 7
 
