@@ -37,7 +37,7 @@ def test_it_trains_and_goes_on(
     shown = " ".join(capsys.readouterr().out.split())
     dropped = [json.loads(line) for line in (output / "dropped.jsonl").read_text().splitlines()]
     kept = 6 - len(dropped)
-    assert 0 < kept < 6 and f"{kept} pairs" in shown and f"{len(dropped)} left out" in shown
+    assert 0 < kept < 6 and f"{kept} pairs" in shown and f"{len(dropped)} dropped" in shown
     assert all(1 <= int(row["id"]) <= 6 for row in dropped)
     AutoModelForCausalLM.from_pretrained(output)
     steps = len((output / "metrics.jsonl").read_text().splitlines())

@@ -72,7 +72,7 @@ def _named(name: str, of: Callable[..., Any]) -> str:
 
 @contextmanager
 def _inspect_errors() -> Generator[None]:
-    """Turn an error that is the user's to mend into what inspect prints as a line, its flag called as inspect does."""
+    """Turn an error that is the user's to fix into what inspect prints as a line, its flag called as inspect does."""
     try:
         yield
     except UserError as error:

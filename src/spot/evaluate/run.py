@@ -145,7 +145,7 @@ def keep_identity(path: Path, made_with: str) -> None:
 
 def kept_day(path: Path) -> date:
     """The day on which the answers beside `path` were begun, kept there from the first call on: prompts that print the
-    date print this one, so that a later go asks the same."""
+    date print this one, so that a resumed run asks the same."""
     kept = _identity(path)
     day = date.fromisoformat(kept.setdefault("day", date.today().isoformat()))
     _keep(path, kept)

@@ -1,4 +1,4 @@
-"""What a killed run goes on from: whole checkpoints, our own state in them, and the metrics up to them."""
+"""What a killed run resumes from: whole checkpoints, our own state in them, and the metrics up to them."""
 
 import json
 from collections.abc import Generator, Mapping
@@ -36,7 +36,7 @@ def saving(path: Path) -> Generator[None]:
                 raise
             reason = "torch's file was cut short"
         raise UserError(
-            f"{path}: cannot write ({reason}); free some room and run the same command again, it goes on from the last "
+            f"{path}: cannot write ({reason}); free some room and run the same command again, it resumes from the last "
             "whole checkpoint"
         ) from error
 
@@ -122,7 +122,7 @@ class MetricsFile:
         self.path = path
 
     def begin(self, step: int) -> None:
-        """Keep the rows up to `step`, which training goes on from; those after it are computed again.
+        """Keep the rows up to `step`, which training resumes from; those after it are computed again.
 
         So are tasks' scores at that step: they come after its checkpoint.
         """

@@ -141,10 +141,10 @@ def check_head(pair: TokenizedPair, model: PreTrainedModel) -> None:
         raise RunFailed("the student's log-probabilities are not finite before training; its weights are damaged")
     if random > TOLERANCE:
         settings = [f"{key}={value}" for key, value in random_settings(model.config)]
-        mend = f"set to 0 in its config.json: {', '.join(settings)}" if settings else "no dropout is left in its config"
+        fix = f"set to 0 in its config.json: {', '.join(settings)}" if settings else "no dropout is left in its config"
         raise RunFailed(
             f"{name}: in training mode its log-probabilities differ by {random:.3g}, so the policy would differ from "
-            f"its reference before any step; {mend}"
+            f"its reference before any step; {fix}"
         )
     if difference > TOLERANCE:
         raise RunFailed(

@@ -29,7 +29,7 @@ EXAMPLE = """example:
   spot train --model_name_or_path Qwen/Qwen3-8B --dataset_name runs/math/pairs.jsonl --output_dir model \\
       --loss_type spot_bco --beta 0.1 --learning_rate 1e-6 --per_device_train_batch_size 32 --bf16
 
-The same command again goes on from the last whole checkpoint in output_dir. All flags can stand in a YAML file:
+The same command again resumes from the last whole checkpoint in output_dir. All flags can stand in a YAML file:
 --config train.yaml; flags on the command line win.
 """
 
@@ -90,7 +90,7 @@ class ScriptArguments:
         default=None,
         metadata={"help": "Benchmarks whose questions are looked for among the pairs, beside those of --eval_tasks."},
     )
-    drop_overlap: bool = field(default=False, metadata={"help": "Leave out the pairs that hold such a question."})
+    drop_overlap: bool = field(default=False, metadata={"help": "Drop the pairs that hold such a question."})
     data_dir: str | None = field(
         default=None,
         metadata={"help": "Files of the benchmarks in --eval_tasks and --overlap_tasks, in place of the hub."},
@@ -101,8 +101,8 @@ class ScriptArguments:
 Measuring = Callable[[ScriptArguments, Console], TrainerCallback | None]
 """Makes of the flags what evaluates the student on benchmarks during training."""
 
-LeavingOut = Callable[[ScriptArguments, Sequence[Preference], bool], tuple[Sequence[Preference], list[Dropped]]]
-"""Says which pairs hold a question of a benchmark, unless it is to be quiet: what to train on, and what is left out."""
+OverlapCheck = Callable[[ScriptArguments, Sequence[Preference], bool], tuple[Sequence[Preference], list[Dropped]]]
+"""Says which pairs hold a question of a benchmark, unless it is to be quiet: what to train on, and what is dropped."""
 
 _KEYS = [entry.name for kind in (ScriptArguments, SpotConfig) for entry in fields(kind) if entry.init]
 
@@ -121,7 +121,7 @@ class _Parser(HfArgumentParser):
 def main(
     argv: list[str],
     measuring: Measuring = lambda _, __: None,
-    leaving_out: LeavingOut = lambda _, pairs, __: (pairs, []),
+    check_overlap: OverlapCheck = lambda _, pairs, __: (pairs, []),
 ) -> None:
     """Run `spot train` with `argv`. Raises `UserError` on wrong use, before any weight is loaded."""
     script, args = parse(argv)
@@ -138,7 +138,7 @@ def main(
     args.disable_tqdm = True
     first = args.process_index == 0
     console = new_console(stderr=True, quiet=not first)
-    pairs, overlapping = leaving_out(script, pairs, not first)
+    pairs, overlapping = check_overlap(script, pairs, not first)
     evaluation = measuring(script, console)
     with bar(console, "train") as progress:
         scores = ""
@@ -242,14 +242,14 @@ def _nearest(name: str, prefix: str = "") -> str:
 
 def _report(result: TrainResult, overlapping: list[Dropped], output_dir: Path, args: SpotConfig) -> None:
     console = new_console()
-    left_out = ""
+    num_dropped = ""
     if dropped := [*overlapping, *result.dropped]:
         write_rows(output_dir / "dropped.jsonl", dropped)
-        left_out = f", {len(dropped)} left out (see dropped.jsonl)"
+        num_dropped = f", {len(dropped)} dropped (see dropped.jsonl)"
     objective = " + ".join(args.loss_type)
     taken = f"{result.steps - result.resumed_from} of " if result.resumed_from else ""
     steps = f"{taken}{result.steps} steps of {objective}"
-    console.print(f"{result.num_pairs} pairs, {steps} in {result.seconds:.0f} s{left_out}")
+    console.print(f"{result.num_pairs} pairs, {steps} in {result.seconds:.0f} s{num_dropped}")
     if result.kept:
         console.print(f"kept: {result.kept}", soft_wrap=True, highlight=False)
     console.print(f"model: {output_dir}\nmetrics: {args.metrics_path}", soft_wrap=True)

@@ -90,7 +90,7 @@ class SpotConfig(TrainingArguments):
     kl_estimator: str = _help("k3", "kl_sft: estimator of KL(policy, reference) from single tokens: k1, k2 or k3.")
     score_rejected: bool = _help(True, "Objectives of chosen answers: score the rejected ones too, for the log only.")
     max_length: int = _help(8192, "Pairs with a longer sequence are never truncated; see overlength.")
-    overlength: str = _help("drop", "Pairs longer than max_length: drop (left out and counted) or error.")
+    overlength: str = _help("drop", "Pairs longer than max_length: drop (counted, never truncated) or error.")
     micro_batch_tokens: int = _help(16384, "Distinct tokens a micro-batch may hold; bounds memory.")
     template_date: str | None = _help(
         None,

@@ -51,7 +51,7 @@ class StepMeasure(TrainerCallback, ABC):
     """What `SpotTrainer` measures before training, every `steps` steps and after the last one; handed in as a callback.
 
     `names` are what is measured, in the order of the logged scores (`eval/NAME`). A checkpoint of the same step is
-    written before; a training that goes on from it measures there again, so `measure` keeps what it has.
+    written before; a training resumed from it measures there again, so `measure` keeps what it has.
     """
 
     names: Sequence[str]

@@ -190,8 +190,8 @@ def load_reference(path: Path, key: str, ranks: Ranks | None = None) -> Referenc
         refused = "not a whole file of reference log-probabilities"
     elif reference.key != key:
         refused = f"made from other {_other_parts(reference.key, key)} than this run"
-    mend = "put the file back, or start over in an empty directory"
-    own = RunFailed(f"{path}: {refused}; {mend}") if refused else None
+    fix = "put the file back, or start over in an empty directory"
+    own = RunFailed(f"{path}: {refused}; {fix}") if refused else None
     _raise_together(own, RunFailed(f"{path}: another process cannot use it"), ranks or Ranks())
     assert reference is not None
     return reference

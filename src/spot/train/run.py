@@ -70,7 +70,7 @@ def fit(
     """Train `student` on `pairs` and save it to `output_dir`, which appears whole or not at all.
 
     `notify` is told what a user would not expect; `callbacks` are the trainer's. Checkpoints
-    lie in `args.output_dir`; training goes on from the last whole one there. One line a step is written to
+    lie in `args.output_dir`; training resumes from the last whole one there. One line a step is written to
     `args.metrics_path`. Raises `UserError` on pairs that cannot be trained on, before any weight is loaded, and
     `RunFailed` where the loss is not finite or the reference of a resumed run is missing.
     """
@@ -124,7 +124,7 @@ def needed_packages() -> Generator[None]:
 
 @contextmanager
 def _telling_where(args: SpotConfig) -> Generator[None]:
-    """An interrupt says which checkpoint the same command goes on from."""
+    """An interrupt says which checkpoint the same command resumes from."""
     try:
         yield
     except Interrupted:
@@ -139,10 +139,10 @@ def _telling_where(args: SpotConfig) -> Generator[None]:
 
 
 def notices(trainer: SpotTrainer, args: SpotConfig) -> list[str]:
-    """What is left out or slower than it could be, a line each."""
+    """What is dropped, or slower than it could be, a line each."""
     lines: list[str] = []
     if trainer.dropped:
-        lines.append(f"{len(trainer.dropped)} pairs longer than max_length={args.max_length} are left out")
+        lines.append(f"{len(trainer.dropped)} pairs longer than max_length={args.max_length} are dropped")
     if not trainer.chat.stops():
         end = trainer.chat.turn.end_id
         stops = ", ".join(map(str, sorted(trainer.chat.stop_ids or ())))

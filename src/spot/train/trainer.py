@@ -68,7 +68,7 @@ class SpotTrainer(Trainer):
     `reference_progress`, where it is set, is called with how many pairs the reference has scored, of how many, and
     `notify` with a line on what beta can do before the first step, and where training undoes itself (`Watch`).
     A callback that is a `StepMeasure` measures the student on the way; losses and weights are those without it.
-    `dropped` lists the pairs that are left out for their length; `not_shared` says why prefixes are not shared,
+    `dropped` lists the pairs that are dropped for their length; `not_shared` says why prefixes are not shared,
     `not_varlen` why a row's attention takes two calls a pair and not one in all, `not_batched` why no two sequences
     share a forward; all are `None` where all is as fast as can be. Raises `UserError` on data that cannot be trained
     on.
@@ -242,7 +242,7 @@ class SpotTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._measure()  # behind the checkpoint: a training that goes on from that measures what it has not yet
+        self._measure()  # behind the checkpoint: a training resumed from it measures what is missing
 
     def _measure(self) -> None:
         """Have those measure whose step this is, and log the scores."""
