@@ -1,4 +1,4 @@
-"""Does the watch speak where a training undoes what it learned, in time, and nowhere else? One command, resumable.
+"""Does the watch warn where training undoes what it learned, in time, and nowhere else? One command, resumable.
 
     python benchmarks/undo_study.py --output runs/undo --runs spot_bco:1:1e-4 spot_bce:1:1e-4 dpo:1:1e-4
 
@@ -61,7 +61,7 @@ def train(output: Path, seed: int, setting: str, count: int, every: int) -> dict
     directory = output / f"{setting.replace(':', '-')}-seed{seed}"
     changed = {"objective": objective, "beta": float(beta), "learning_rate": float(rate), "pairs_per_step": 16}
     exam = Exam(find_tasks(["in_domain"])[0], questions(count, seed), resolve("lab"))
-    asked = EvaluateSection(tasks=["in_domain"], max_new_tokens=config.evaluate.max_new_tokens, seed=1000 + seed)
+    section = EvaluateSection(tasks=["in_domain"], max_new_tokens=config.evaluate.max_new_tokens, seed=1000 + seed)
     metrics = directory / "metrics.jsonl"
     stages.train(
         pairs,
@@ -72,7 +72,7 @@ def train(output: Path, seed: int, setting: str, count: int, every: int) -> dict
         directory / "model",
         metrics,
         CONSOLE,
-        EvaluateTasks({"in_domain": exam}, every, asked, directory / "eval"),
+        EvaluateTasks({"in_domain": exam}, every, section, directory / "eval"),
     )
     rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
     accuracy = {str(row["step"]): row["eval/in_domain"] for row in rows if "eval/in_domain" in row}
@@ -83,7 +83,7 @@ def train(output: Path, seed: int, setting: str, count: int, every: int) -> dict
     return {"seed": seed, "run": setting, "accuracy": accuracy, "heard": heard, "questions": count, **rewards}
 
 
-def told(row: Mapping[str, Any]) -> str:
+def table_row(row: Mapping[str, Any]) -> str:
     """A row of the table."""
     accuracy = {int(step): 100 * value for step, value in row["accuracy"].items()}
     peak = max(accuracy, key=lambda step: accuracy[step])
@@ -126,7 +126,7 @@ def main() -> None:
                 with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(rows[-1]) + "\n")
     head = "objective | beta | rate | seed | base | peak at step | end | half lost at | heard at | chosen | shift"
-    CONSOLE.print(f"| {head} |\n{'| --- ' * 11}|\n" + "\n".join(map(told, rows)), soft_wrap=True, highlight=False)
+    CONSOLE.print(f"| {head} |\n{'| --- ' * 11}|\n" + "\n".join(map(table_row, rows)), soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def check_overlap(
     names = list(
         dict.fromkeys(one for name in names for one in (PAPER if name.strip() == "paper" else (name.strip(),)))
     )
-    questions, missing = read_questions(list(dict.fromkeys(names)), data_dir)
+    questions, missing = read_questions(names, data_dir)
     kept, dropped, notes = without_overlap(questions, pairs, flags.drop_overlap)
     notes += [f"the pairs were not compared with {name}: {why}" for name, why in missing.items()]
     for note in [] if quiet else notes:

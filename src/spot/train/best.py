@@ -62,7 +62,7 @@ def drop_surplus(args: SpotConfig, state: TrainerState) -> None:
     )
 
 
-def told(args: SpotConfig, state: TrainerState) -> str:
+def kept_weights(args: SpotConfig, state: TrainerState) -> str:
     """Which step's weights training ends with, in a few words; empty where the last step's were not chosen."""
     name = metric_of(args)
     if not args.load_best_model_at_end or name is None:

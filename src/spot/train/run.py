@@ -107,7 +107,7 @@ def fit(
         resumed_from=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
         not_shared=trainer.not_shared,
         not_varlen=trainer.not_varlen,
-        kept=best.told(args, trainer.state),
+        kept=best.kept_weights(args, trainer.state),
     )
 
 

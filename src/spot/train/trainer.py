@@ -376,7 +376,7 @@ class SpotTrainer(Trainer):
 
     def _tell_bound(self, step: int) -> None:
         warning = self._bound.warning
-        self.notify(f"warning: {warning}" if warning else self._bound.told)
+        self.notify(f"warning: {warning}" if warning else self._bound.summary)
         if warning and step == 0:
             self._watch.untold.append(warning)
 

@@ -57,7 +57,7 @@ class Bound:
         return cls(beta * float(nats.mean()), beta * float(nats.quantile(0.1)), beta)
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The bound in a few words."""
         return (
             f"with beta {self.beta:g} a chosen reward reaches at most {self.mean:.3g}, for a tenth of the pairs "
@@ -71,8 +71,8 @@ class Bound:
             return None
         fitting = self.beta * PAPER_BOUND / self.mean if self.mean > 0 else math.inf
         return (
-            f"{self.told}; a bound under about {TETHERS:g} cannot tether: beta {_rounded(fitting):g} would give about "
-            f"{PAPER_BOUND:g}, as the paper's pairs have"
+            f"{self.summary}; a bound under about {TETHERS:g} cannot tether: beta {_rounded(fitting):g} would "
+            f"give about {PAPER_BOUND:g}, as the paper's pairs have"
         )
 
 
