@@ -304,7 +304,7 @@ MODEL = "rectify.oracle=model rectify.model=m rectify.api_key_env=SPOT_TEST_KEY"
 def test_what_is_on_record_is_not_in_the_estimate_and_an_export_replaces_nothing_else(
     spot_here: SpotHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SPOT_TEST_KEY", "sk-planted-31b7")
+    monkeypatch.setenv("SPOT_TEST_KEY", "sk-planted-31b7-0123")
     write_files(tmp_path)
     with FakeServer(lambda seen: completion(f"no, and {seen.headers['authorization']}")) as server:
         call = [*STAGES["rectify"].split(), *MODEL.split(), f"rectify.base_url={server.url}"]
@@ -321,13 +321,13 @@ def test_what_is_on_record_is_not_in_the_estimate_and_an_export_replaces_nothing
         assert spot_here("ledger", ledger, "--export", "requests.jsonl") == (0, "")
     assert "[SPOT_TEST_KEY]" in (tmp_path / "requests.jsonl").read_text()
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert b"sk-planted-31b7" not in written
+    assert b"sk-planted-31b7-0123" not in written
 
 
 def test_a_refused_key_leaves_nothing_that_may_have_cost_something(
     spot_here: SpotHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SPOT_TEST_KEY", "sk-planted-31b7")
+    monkeypatch.setenv("SPOT_TEST_KEY", "sk-planted-31b7-0123")
     write_files(tmp_path)
     wrong = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "a.jsonl").write_text("".join(wrong.replace('#0"', f'#{n}"') for n in range(12)))

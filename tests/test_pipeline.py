@@ -333,6 +333,6 @@ def test_questions_that_were_trained_on_are_told(tmp_path: Path) -> None:
     seen = [asked[pairs[0].problem_id] | {"id": "other"}, {"id": "new", "prompt": "What is 1 + 1?", "answer": "2"}]
     (tmp_path / "seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seen))
     done = spot("demo", "run.dir=run", *small, "run.stages=[train, evaluate, report]", cwd=tmp_path)
-    told = "1 of 2 questions of seen are among the problems trained on (the same prompt); accuracy on these"
-    assert done.returncode == 0 and done.stderr.startswith(f"warning: {told}") and done.stderr.count("\n") == 1
+    told = "1 of 2 questions of seen are among the problems trained on (1 word for word); accuracy on these"
+    assert done.returncode == 0 and done.stderr.startswith(f"warning: {told}") and "train.drop_overlap" in done.stderr
     assert told in json.loads((tmp_path / "run/summary.json").read_text())["notes"][-1]

@@ -150,7 +150,8 @@ def test_what_is_written_anew_is_one_slice_of_the_servers_text(drawn: list[str],
 def test_a_patch_changes_its_place_and_nothing_else(before: str, new: str, after: str, ascii_only: bool) -> None:
     response = f"{before}\n(wrong 1)\n{after}"
     markers = Markers.derive("p0#0", "0", response, "Question 0", "4", mode="patch")
-    new = re.sub(r"[<>=.]{7}", "", new)  # the format's own lines
+    # Without the format's own lines, and what ends a thought: what stands before that is no part of the answer.
+    new = re.sub(r"[<>=.]{7}", "", new.replace("</think>", ""))
     block = f"<result-NONCE>\n{markers.search}\n(wrong 1)\n{markers.divider}\n{new}\n{markers.replace}\n</result-NONCE>"
     with TemporaryDirectory() as place:
         rows, pairs, _ = corrected(Path(place), [failure_of(0, response)], {0: block}, "patch", ascii_only)
