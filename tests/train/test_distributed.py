@@ -126,7 +126,9 @@ def train(
 
 def logged(output: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in row.keys() - {"tokens_per_second", "eval_runtime", "warnings"}} for row in rows]
+    return [
+        {name: row[name] for name in row.keys() - {"tokens_per_second", "eval_runtime", "warnings"}} for row in rows
+    ]
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
