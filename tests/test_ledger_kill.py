@@ -43,8 +43,10 @@ def test_fifty_kills_lose_nothing_and_pay_twice_only_for_what_was_in_flight(tmp_
         )
     told = json.loads(done.stdout)
     assert told["status"] == 0
-    # Each kill leaves at most as many tries open as were in flight; they stay on the account.
-    assert all(0 <= after - before <= CONCURRENCY for before, after in pairwise([0, *told["unknown"]]))
+    # Each kill leaves at most as many tries open as were in flight. They stay on the account, but for those whose body
+    # was on the disk and not yet read: the next go reads it, so each settles one try of the kill before.
+    steps = [after - before for before, after in pairwise([0, *told["unknown"]])]
+    assert all(-CONCURRENCY <= step <= CONCURRENCY for step in steps), steps
     with Ledger(path) as ledger:
         rows = list(ledger.rows())
         spent, possible = ledger.spent()
@@ -53,8 +55,9 @@ def test_fifty_kills_lose_nothing_and_pay_twice_only_for_what_was_in_flight(tmp_
     }
     assert all(row["replied"] == 1 for row in rows)
     assert asked_again_though_on_record == []
-    unknown = told["unknown"][-1]
-    hit = sum(after > before for before, after in pairwise([0, *told["unknown"]]))
+    hit = sum(step > 0 for step in steps)
     assert hit >= 10, f"only {hit} kills hit requests in flight"
-    assert asked.total() - REQUESTS <= unknown == sum(row["sends"] - row["replied"] - row["refused"] for row in rows)
+    unknown = sum(row["sends"] - row["replied"] - row["refused"] for row in rows)
+    assert told["unknown"][-1] - CONCURRENCY <= unknown <= told["unknown"][-1]  # the last go read what was on the disk
+    assert asked.total() - REQUESTS <= unknown
     assert spent > 0 and possible > 0
