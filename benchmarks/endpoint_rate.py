@@ -27,7 +27,7 @@ import openai
 from tests.fault_server import A_TENTH, FaultServer
 
 from spot.models.base import Request
-from spot.models.endpoint import EndpointModel
+from spot.models.endpoint.model import EndpointModel
 from spot.schema import Message, Sampling
 
 SYSTEM = "You correct a student's answer. Change as little as you can."
@@ -80,13 +80,13 @@ async def ours(url: str, count: int, concurrency: int) -> None:
 
 async def rectified(url: str, count: int, concurrency: int) -> None:
     """The whole way: failures read from a file, prompted, asked through the ledger, verified, committed as rows."""
-    from spot.models.ledger import Ledger, Prices
-    from spot.models.recorded import RecordedModel
+    from spot.files.store import Appender, read_rows, write_rows
+    from spot.models.paid.ledger import Ledger, Prices
+    from spot.models.paid.recorded import RecordedModel
     from spot.rectify.base import Failure
     from spot.rectify.model_oracle import ModelOracle
     from spot.rectify.run import rectify
     from spot.schema import Attempt, Problem, Rectification, Verdict
-    from spot.store import Appender, read_rows, write_rows
     from spot.verify.resolve import resolve
 
     with TemporaryDirectory() as scratch:

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from spot import stages
 from spot.config import parse_config
 from spot.evaluate.run import Exam
 from spot.models.base import Request
-from spot.models.local import LocalModel
-from spot.opening import open_model
+from spot.models.local.model import LocalModel
 from spot.schema import Sampling, as_messages, derived_seed
+from spot.stages import steps as stages
+from spot.stages.opening import open_model
 
 CONFIG = {
     "student": {"model": "lab"},

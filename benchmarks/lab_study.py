@@ -22,14 +22,14 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 from rich.console import Console
 
-from spot import stages
 from spot.config import RunConfig, load_config
 from spot.evaluate.statistics import compare, score
+from spot.files.store import RunDirectory, read_rows, repair
 from spot.hub import fingerprint, model_path
 from spot.lab.world import FAMILIES, World, story_of
-from spot.pipeline import Pipeline
 from spot.schema import Attempt, Message, Pair, Problem, text_of
-from spot.store import RunDirectory, read_rows, repair
+from spot.stages import steps as stages
+from spot.stages.pipeline import Pipeline
 from spot.verify.resolve import resolve
 
 DEMO = Path(stages.__file__).parent / "lab" / "demo.yaml"

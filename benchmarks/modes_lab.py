@@ -18,12 +18,12 @@ from rapidfuzz.distance import Levenshtein
 from rich.console import Console
 
 from spot.config import load_config
+from spot.files.store import read_rows
 from spot.hub import model_path
-from spot.models.ledger import Ledger
+from spot.models.paid.ledger import Ledger
 from spot.pairs.tokens import load_encoder
-from spot.pipeline import run
 from spot.schema import Attempt, Pair, text_of
-from spot.store import read_rows
+from spot.stages.pipeline import run
 from spot.train.logps import Scorer, accept_batches
 from spot.train.tokenize import tokenize_pairs
 from spot.train.weights import load_student, load_tokenizer

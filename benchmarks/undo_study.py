@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from spot import stages
 from spot.config import EvaluateSection, RunConfig, load_config
-from spot.during import EvaluateTasks
 from spot.evaluate.overlap import question_words
 from spot.evaluate.registry import find_tasks
 from spot.evaluate.run import Exam
+from spot.files.store import RunDirectory, read_rows, repair
 from spot.hub import model_path
 from spot.lab.world import World
-from spot.pipeline import Pipeline
 from spot.schema import Pair, Problem
-from spot.store import RunDirectory, read_rows, repair
+from spot.stages import steps as stages
+from spot.stages.evaluate_tasks import EvaluateTasks
+from spot.stages.pipeline import Pipeline
 from spot.verify.resolve import resolve
 
 DEMO = Path(stages.__file__).parent / "lab" / "demo.yaml"

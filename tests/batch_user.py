@@ -8,10 +8,10 @@ from typing import Any
 
 from spot.errors import StoppedEarly
 from spot.models.base import Reply, Request
-from spot.models.batch import BatchModel, Waits
-from spot.models.endpoint import EndpointModel, RetryPolicy
-from spot.models.ledger import Ledger, Prices
-from spot.models.recorded import RecordedModel, Turnstile
+from spot.models.endpoint.model import EndpointModel, RetryPolicy
+from spot.models.paid.batch import BatchModel, Waits
+from spot.models.paid.ledger import Ledger, Prices
+from spot.models.paid.recorded import RecordedModel, Turnstile
 from spot.schema import Message, Sampling
 
 KEY = os.environ["SPOT_TEST_KEY"] = "sk-planted-5c1e0b"

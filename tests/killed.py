@@ -19,7 +19,13 @@ from typing import Any
 from spot import cli
 
 HEAVY = (
-    *("spot.pipeline", "spot.models.endpoint", "spot.models.local", "spot.train.run", "spot.evaluate.statistics"),
+    *(
+        "spot.stages.pipeline",
+        "spot.models.endpoint.model",
+        "spot.models.local.model",
+        "spot.train.run",
+        "spot.evaluate.statistics",
+    ),
     *("spot.report.build", "spot.report.collect", "spot.report.terminal", "matplotlib.figure"),
 )
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from spot.models.base import Request
-from spot.models.endpoint import EndpointModel, RetryPolicy
-from spot.models.ledger import Ledger, Prices
-from spot.models.recorded import RecordedModel
+from spot.models.endpoint.model import EndpointModel, RetryPolicy
+from spot.models.paid.ledger import Ledger, Prices
+from spot.models.paid.recorded import RecordedModel
 from spot.schema import Message, Sampling
 
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_model import save_tiny_model
 
-from spot.answer import answer, import_answers
 from spot.errors import RunFailed, UserError
+from spot.files.store import read_rows, write_rows
 from spot.models.base import Model, Reply, Request
-from spot.models.local import LocalModel
+from spot.models.local.model import LocalModel
 from spot.schema import Attempt, Counts, Dropped, Problem, Sampling, Verdict, derived_seed
-from spot.store import read_rows, write_rows
+from spot.stages.asking import answer, import_answers
 
 SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=20, seed=4)
 PROBLEMS = [Problem(id=f"p{number}", prompt=f"w{number} w{number * 3}", answer=str(number % 3)) for number in range(11)]

@@ -15,8 +15,8 @@ from tests.judge_server import LabJudgeServer
 from spot.audit.agreement import LabelledAnswer, read_labels
 from spot.audit.question import KINDS
 from spot.audit.summary import read_audit
+from spot.files.store import read_rows
 from spot.lab.world import World
-from spot.store import read_rows
 
 PAGE = (Path(__file__).parents[1] / "docs" / "audit.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)

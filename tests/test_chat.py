@@ -7,7 +7,7 @@ import pytest
 from tests.tiny_student import SPECIAL, make_tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from spot.chat import Chat, NotRendered
+from spot.chat_template import Chat, NotRendered
 from spot.errors import UserError
 from spot.schema import Message, Pair
 from spot.train.tokenize import TokenizedPair, end_of_turn_id, tokenize_pairs

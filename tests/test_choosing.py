@@ -10,11 +10,11 @@ from spot.config import parse_config
 from spot.errors import UserError
 from spot.evaluate.overlap import in_common
 from spot.evaluate.registry import find_tasks
+from spot.files.store import write_rows
 from spot.lab.world import FAMILIES
-from spot.pipeline import preflight
 from spot.report.summary import read_metrics, read_warnings
 from spot.schema import Problem
-from spot.store import write_rows
+from spot.stages.pipeline import preflight
 
 
 def problems(path: Path, *prompts: str) -> str:

@@ -14,12 +14,13 @@ from safetensors import SafetensorError
 from tests.fake_server import Answer, FakeServer, Seen, completion, failure
 from tests.tiny_student import make_tokenizer
 
-from spot import __version__, cli, doctor
+from spot import __version__, cli
 from spot.config import load_config
-from spot.models.ledger import Ledger
-from spot.pipeline import preflight
+from spot.files.store import read_dropped, read_rows, write_rows
+from spot.models.paid.ledger import Ledger
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict
-from spot.store import read_dropped, read_rows, write_rows
+from spot.stages import doctor
+from spot.stages.pipeline import preflight
 
 PROBLEM = '{"id": "a", "prompt": "What is 1 + 1?", "answer": "2"}\n'
 WRONG = Attempt(

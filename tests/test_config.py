@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from spot.config import RunConfig, load_config, with_new_keys
 from spot.errors import UserError
-from spot.store import RunDirectory
+from spot.files.store import RunDirectory
 
 SOURCE = Path(__file__).parents[1] / "src" / "spot"
 

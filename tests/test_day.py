@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from spot.cli import app
 from spot.config import parse_config
-from spot.disk import write_atomic
 from spot.errors import UserError
 from spot.evaluate.run import keep_identity, kept_day
+from spot.files.disk import write_atomic
+from spot.files.store import RunDirectory
 from spot.models.base import Request
-from spot.models.local import LocalModel
-from spot.pipeline import Pipeline
+from spot.models.local.model import LocalModel
 from spot.schema import Message
-from spot.store import RunDirectory
+from spot.stages.pipeline import Pipeline
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from spot.disk import locked, replacing, write_atomic
 from spot.errors import UserError
-from spot.store import RunDirectory
+from spot.files.disk import locked, replacing, write_atomic
+from spot.files.store import RunDirectory
 
 
 def test_atomic_write_leaves_the_old_file_when_it_cannot_finish(

@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 from tests.fake_server import Answer, FakeServer, completion, failure
 
-from spot import doctor
-from spot.doctor import Check, checks, print_checks
+from spot.stages import doctor
+from spot.stages.doctor import Check, checks, print_checks
 
 KEY = "sk-planted-00112233445566"
 

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spot.answer import Answer
 from spot.config import load_config
 from spot.errors import UserError
-from spot.escapes import slip, spelled_out, unknown
+from spot.files.escapes import slip, spelled_out, unknown
+from spot.files.store import Appender, read_rows, write_rows
 from spot.rectify.imported import ImportedCorrection
 from spot.schema import Attempt, Problem, Row, Sampling, Verdict
-from spot.store import Appender, read_rows, write_rows
+from spot.stages.asking import Answer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from spot.errors import UserError
-from spot.formats import check_writable, is_rows_file
+from spot.files.formats import check_writable, is_rows_file
+from spot.files.store import Appender, numbered_rows, read_rows, write_rows
 from spot.schema import Message, Problem
-from spot.store import Appender, numbered_rows, read_rows, write_rows
 from spot.train.rows import as_preferences, read_preferences
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -311,7 +311,7 @@ def test_a_form_that_is_only_read_is_not_written(tmp_path: Path, name: str) -> N
 
 
 def test_the_numbers_of_csv_are_numbers(tmp_path: Path) -> None:
-    from spot.answer import Answer
+    from spot.stages.asking import Answer
 
     (tmp_path / "a.csv").write_text("problem_id,response,sample\n1,yes,0\n1,no,1\n")
     assert [(row.id, row.sample) for _, row in numbered_rows(tmp_path / "a.csv", Answer)] == [
@@ -323,7 +323,7 @@ def test_the_numbers_of_csv_are_numbers(tmp_path: Path) -> None:
 def test_problems_whose_prompt_ends_with_an_answer_are_refused_or_dropped(tmp_path: Path) -> None:
     from spot.config import ProblemsSection
     from spot.schema import Dropped
-    from spot.stages import load_problems
+    from spot.stages.steps import load_problems
 
     path = tmp_path / "p.jsonl"
     rows = [{"id": name, "prompt": prompt, "answer": "4"} for name, prompt in (("a", [USER]), ("b", [USER, RIGHT]))]

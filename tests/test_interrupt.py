@@ -15,7 +15,7 @@ from tests.fake_server import Answer, FakeServer, Seen, completion
 
 from spot import interrupt
 from spot.errors import Interrupted
-from spot.models.ledger import Ledger
+from spot.models.paid.ledger import Ledger
 
 TRIES = 8
 ROWS = 400

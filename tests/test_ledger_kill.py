@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.fake_server import Answer, FakeServer, Seen, completion
 
-from spot.models.ledger import Ledger
+from spot.models.paid.ledger import Ledger
 
 REQUESTS, CONCURRENCY, KILLS = 600, 12, 50
 

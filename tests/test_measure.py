@@ -17,13 +17,13 @@ from tests.tiny_student import make_model, make_tokenizer
 
 from spot import cli
 from spot.evaluate.results import read_results
-from spot.models import endpoint
+from spot.files.store import read_rows
 from spot.models.base import Request
-from spot.models.likelihood import LikelihoodModel
-from spot.models.local import LocalModel
-from spot.models.pace import RetryPolicy
+from spot.models.endpoint import model as endpoint
+from spot.models.endpoint.pace import RetryPolicy
+from spot.models.local.likelihood import LikelihoodModel
+from spot.models.local.model import LocalModel
 from spot.schema import Attempt, Message, Problem, Sampling
-from spot.store import read_rows
 
 Spot = Callable[..., tuple[int, str, str]]
 LAB = "eval --model lab --tasks in_domain,ood evaluate.questions=20 evaluate.max_new_tokens=120"

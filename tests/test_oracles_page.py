@@ -13,9 +13,9 @@ from tests.batch_server import BatchServer
 from tests.fake_server import FakeServer
 from tests.oracle_server import LabOracle
 
+from spot.files.store import read_rows
 from spot.lab.world import World
 from spot.schema import Attempt, Pair, Rectification
-from spot.store import read_rows
 
 PAGE = (Path(__file__).parents[1] / "docs" / "oracles.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)

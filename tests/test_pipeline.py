@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from spot.pipeline import peak_memory
+from spot.files.store import read_rows
 from spot.schema import Attempt, Pair, Rectification
-from spot.store import read_rows
+from spot.stages.pipeline import peak_memory
 from spot.verify.pool import SHARED
 
 SMALL = [

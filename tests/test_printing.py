@@ -17,11 +17,11 @@ from rich.text import Text
 from tests.fake_server import FakeServer, Seen, completion, failure
 
 from spot import terminal
-from spot.doctor import Check, print_checks
 from spot.errors import RunFailed, UserError, plain_errors
+from spot.files.store import read_rows, write_rows
 from spot.progress import bar
 from spot.schema import Attempt, Problem, Verdict
-from spot.store import read_rows, write_rows
+from spot.stages.doctor import Check, print_checks
 
 SOURCE = Path(terminal.__file__).parent
 HOSTILE = (

@@ -15,10 +15,10 @@ from tests.tiny_student import make_model, make_tokenizer
 
 from spot import cli
 from spot.config import parse_config
-from spot.models.ledger import Ledger
+from spot.files.store import read_rows, write_rows
+from spot.models.paid.ledger import Ledger
 from spot.schema import Attempt, Message, Pair, Problem, Rectification, Verdict
-from spot.sets import SET_NAMES, Example, SetName, cut, parse_names, right_answers
-from spot.store import read_rows, write_rows
+from spot.stages.baseline_sets import SET_NAMES, Example, SetName, cut, parse_names, right_answers
 
 Spot = Callable[..., tuple[int, str, str]]
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spot.errors import UserError
+from spot.files.store import MAX_LINE_BYTES, Appender, RunDirectory, read_dropped, read_rows, repair, write_rows
 from spot.schema import Dropped, Problem
-from spot.store import MAX_LINE_BYTES, Appender, RunDirectory, read_dropped, read_rows, repair, write_rows
 
 GOOD = '{"id": "a", "prompt": "q", "answer": "1"}\n'
 

@@ -16,11 +16,11 @@ import pytest
 from tests.fake_server import Answer, FakeServer, Seen, completion, failure
 
 from spot import cli
-from spot.models import endpoint
-from spot.models.ledger import Ledger
-from spot.models.pace import RetryPolicy
+from spot.files.store import write_rows
+from spot.models.endpoint import model as endpoint
+from spot.models.endpoint.pace import RetryPolicy
+from spot.models.paid.ledger import Ledger
 from spot.schema import Attempt, Problem, Verdict
-from spot.store import write_rows
 
 COUNT, BAD = 20, (3, 7, 19)
 REFUSALS = {

@@ -16,7 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spot.errors import UserError
-from spot.escapes import slip
+from spot.files.escapes import slip
 from spot.schema import Sampling
 
 Stage = Literal["elicit", "rectify", "filter", "train", "evaluate", "report"]

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import spot
 from spot.config import parse_config
+from spot.files.store import write_rows
 from spot.lab.oracle import rewrite
 from spot.lab.world import World, story_of
 from spot.pairs.filter import make_pairs
 from spot.pairs.tokens import load_encoder
 from spot.schema import Attempt, Problem, Rectification, Verdict
-from spot.store import write_rows
 
 COUNT = 24
 WORLD = World.load()

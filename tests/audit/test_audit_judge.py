@@ -28,10 +28,10 @@ from spot.audit.run import audit, export_labels, kept_questions
 from spot.audit.summary import AuditSummary, PairAudit
 from spot.config import RunConfig, load_config, parse_config
 from spot.errors import StoppedEarly, UserError
-from spot.models.ledger import Ledger
+from spot.files.store import RunDirectory, read_rows, write_rows
+from spot.models.paid.ledger import Ledger
 from spot.report.audit import audit_view, facts, print_audit
 from spot.schema import Pair, Problem, text_of
-from spot.store import RunDirectory, read_rows, write_rows
 
 PRICES = {"input_price": 1.0, "output_price": 10.0, "max_new_tokens": 1000}
 

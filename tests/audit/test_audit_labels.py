@@ -7,8 +7,8 @@ from tests.audit.lab_run import WORLD, make_run
 from spot.audit.lab_steps import LabJudge
 from spot.audit.labels import LAB_KINDS, lab_verdicts
 from spot.audit.split import steps_of
+from spot.files.store import read_rows
 from spot.schema import Pair, Problem, text_of
-from spot.store import read_rows
 
 
 def test_labels_by_the_lab_are_those_of_its_judge_whatever_the_style(tmp_path: Path) -> None:

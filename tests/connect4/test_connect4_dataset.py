@@ -14,8 +14,8 @@ from spot.connect4.command import write_dataset
 from spot.connect4.dataset import DISCS, random_columns
 from spot.connect4.solver import forcing_moves
 from spot.errors import UserError
+from spot.files.store import read_rows
 from spot.schema import Problem
-from spot.store import read_rows
 from spot.verify.connect4 import verify
 
 GOLDEN = "3aba1e4024de4ea4fa514cfa1330b8da372e31c06be705584587089416203c8c"

@@ -20,7 +20,6 @@ from inspect_ai._util.registry import registry_lookup
 from inspect_ai.log import EvalLog, EvalSample, read_eval_log
 from inspect_ai.model import ChatMessage, GenerateConfig, Model, ModelOutput, ModelUsage, get_model
 
-from spot.answer import answer
 from spot.evaluate.inspect_log import write_logs
 from spot.evaluate.inspect_tasks import BENCHMARKS, verdict
 from spot.evaluate.registry import LAB, find_tasks
@@ -28,6 +27,7 @@ from spot.evaluate.results import TaskScore, task_score
 from spot.evaluate.task import Task
 from spot.models.base import Reply, Request
 from spot.schema import Attempt, Problem, Sampling, Verdict, derived_seed, text_of
+from spot.stages.asking import answer
 from spot.verify.resolve import resolve
 
 Script = Callable[[str, int], tuple[str, str]]

@@ -19,11 +19,11 @@ from tests.batch_server import (
 from tests.batch_user import KEY, SAMPLING, WAITS, User, ask, texts
 
 from spot.errors import UserError
-from spot.models import batch_run, lease
 from spot.models.base import NoMore, Reply, Request
-from spot.models.batch import BatchModel, Limits
-from spot.models.endpoint import EndpointModel
-from spot.models.ledger import Ledger
+from spot.models.endpoint.model import EndpointModel
+from spot.models.paid import batch_run, lease
+from spot.models.paid.batch import BatchModel, Limits
+from spot.models.paid.ledger import Ledger
 from spot.schema import Message
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from spot.models import lease
 from spot.models.base import Reply, Usage
-from spot.models.batch_book import BatchBook
-from spot.models.ledger import Admit, Entry, Ledger, Replied
+from spot.models.paid import lease
+from spot.models.paid.batch_book import BatchBook
+from spot.models.paid.ledger import Admit, Entry, Ledger, Replied
 
 
 @pytest.fixture

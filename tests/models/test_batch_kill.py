@@ -14,8 +14,8 @@ from tests.batch_server import BatchServer, Held, complete, ends
 from tests.batch_user import User, ask, texts
 
 from spot.errors import Interrupted
-from spot.models.batch import Limits
-from spot.models.ledger import Ledger
+from spot.models.paid.batch import Limits
+from spot.models.paid.ledger import Ledger
 
 QUESTIONS = ask(*"abcde")
 

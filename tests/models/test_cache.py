@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen3Config
 
-from spot.models.cache import GrowingLayer, can_join, growing_cache, joined
+from spot.models.local.cache import GrowingLayer, can_join, growing_cache, joined
 
 
 def config(**settings: Any) -> Qwen3Config:

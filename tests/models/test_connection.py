@@ -10,7 +10,7 @@ from tests.fake_server import Answer, FakeServer, completion
 
 from spot.errors import RunFailed, UserError
 from spot.models.base import Reply, Request
-from spot.models.endpoint import EndpointModel
+from spot.models.endpoint.model import EndpointModel
 from spot.schema import Message, Sampling
 
 

@@ -11,7 +11,7 @@ from tests.fake_server import Answer, FakeServer, Seen, completion, failure
 
 from spot.errors import RunFailed, StoppedEarly, UserError
 from spot.models.base import Reply, Request
-from spot.models.endpoint import PATIENCE, EndpointModel, RetryPolicy, checked_base_url, read_key
+from spot.models.endpoint.model import PATIENCE, EndpointModel, RetryPolicy, checked_base_url, read_key
 from spot.schema import Message, Sampling
 
 KEY = "sk-planted-0123456789abcdef"

@@ -6,7 +6,7 @@ import pytest
 from tests.fault_server import A_TENTH, FAULTS, FaultServer
 
 from spot.models.base import Body, Reply, Request
-from spot.models.endpoint import EndpointModel
+from spot.models.endpoint.model import EndpointModel
 from spot.schema import Message, Sampling
 
 

@@ -8,9 +8,9 @@ import pytest
 from tests.fake_server import Answer, FakeServer, Seen, completion, failure
 
 from spot.errors import StoppedEarly
-from spot.models import dispatch
 from spot.models.base import Body, NoMore, Reply, Request, Usage
-from spot.models.endpoint import EndpointModel, RetryPolicy
+from spot.models.endpoint import dispatch
+from spot.models.endpoint.model import EndpointModel, RetryPolicy
 from spot.schema import Message, Sampling
 
 QUICK = RetryPolicy(tries=3, first_wait=0.01, longest_wait=0.02, longest_retry_after=2)

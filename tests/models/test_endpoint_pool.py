@@ -13,9 +13,9 @@ from tests.fake_server import Answer, FakeServer, Seen, completion, failure
 from tests.fault_server import FaultServer
 
 from spot.errors import RunFailed, StoppedEarly, UserError
-from spot.models import pace
 from spot.models.base import Reply, Request
-from spot.models.endpoint import EndpointModel, RetryPolicy
+from spot.models.endpoint import pace
+from spot.models.endpoint.model import EndpointModel, RetryPolicy
 from spot.schema import Message, Sampling
 
 QUICK = RetryPolicy(tries=3, first_wait=0.01, longest_wait=0.02, longest_retry_after=2)

@@ -6,7 +6,7 @@ import pytest
 from tests.fake_server import Answer, FakeServer, completion
 
 from spot.models.base import Reply, Request, Usage
-from spot.models.endpoint import EndpointModel
+from spot.models.endpoint.model import EndpointModel
 from spot.schema import Message, Sampling
 
 

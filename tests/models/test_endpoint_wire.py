@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spot.models import completion, wire
 from spot.models.base import Body
-from spot.models.document import UnreadableError
+from spot.models.endpoint import completion, wire
+from spot.models.endpoint.document import UnreadableError
 
 UNHURRIED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

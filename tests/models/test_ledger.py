@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spot.errors import UserError
-from spot.models import lease
 from spot.models.base import Body, Reply, Usage
-from spot.models.bodies import kept
-from spot.models.ledger import Admit, Entry, GivenUp, Ledger, Prices, Received, Refused, Replied
+from spot.models.paid import lease
+from spot.models.paid.bodies import kept
+from spot.models.paid.ledger import Admit, Entry, GivenUp, Ledger, Prices, Received, Refused, Replied
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_what_a_killed_process_had_in_flight_is_known_and_asked_again(tmp_path: 
     path = tmp_path / "ledger.sqlite"
     code = (
         "import os, signal; from pathlib import Path; from tests.models.test_ledger import admit, replied; "
-        "from spot.models.ledger import Ledger; "
+        "from spot.models.paid.ledger import Ledger; "
         f"ledger = Ledger(Path({str(path)!r})); ledger.apply([admit('a'), admit('b'), replied('a')]); "
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -142,7 +142,7 @@ def test_two_processes_share_a_ledger(tmp_path: Path) -> None:
         ours.apply([admit("ours")])
         code = (
             "from pathlib import Path; from tests.models.test_ledger import admit; "
-            "from spot.models.ledger import Ledger; "
+            "from spot.models.paid.ledger import Ledger; "
             f"ledger = Ledger(Path({str(path)!r})); print(set(ledger.in_flight_elsewhere(['ours', 'other'])))"
         )
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

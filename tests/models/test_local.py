@@ -15,9 +15,9 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from spot.errors import RunFailed, UserError
-from spot.models import local
 from spot.models.base import Reply, Request
-from spot.models.local import LocalModel, decoded
+from spot.models.local import model as local
+from spot.models.local.model import LocalModel, decoded
 from spot.schema import Message, Sampling, derived_seed
 
 SAMPLING = Sampling(temperature=0.9, top_p=0.9, max_new_tokens=40, seed=1)

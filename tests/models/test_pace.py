@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spot.models import pace
-from spot.models.pace import Caps, Pace, RetryPolicy
+from spot.models.endpoint import pace
+from spot.models.endpoint.pace import Caps, Pace, RetryPolicy
 
 POLICY = RetryPolicy(tries=8, first_wait=0.5, longest_wait=30)
 

@@ -10,8 +10,8 @@ import pytest
 
 from spot.errors import StoppedEarly
 from spot.models.base import Gate, NoMore, Reply, Request, Usage, request_key
-from spot.models.ledger import Admit, Ledger, Prices
-from spot.models.recorded import RecordedModel, worst_cost
+from spot.models.paid.ledger import Admit, Ledger, Prices
+from spot.models.paid.recorded import RecordedModel, worst_cost
 from spot.schema import Message, Sampling
 
 SAMPLING = Sampling(max_new_tokens=1000)
@@ -199,7 +199,7 @@ def test_every_try_is_committed_before_it_is_sent(path: Path) -> None:
 
 
 def test_what_another_process_is_waiting_for_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spot.models.recorded.ELSEWHERE_EVERY", 0.01)
+    monkeypatch.setattr("spot.models.paid.recorded.ELSEWHERE_EVERY", 0.01)
     [request] = asked(1)
     model = Paid()
 

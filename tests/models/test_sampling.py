@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
-from spot.models.sampling import PREFIX, WIDEN, nucleus, sample
+from spot.models.local.sampling import PREFIX, WIDEN, nucleus, sample
 
 ALMOST_ONE = 1 - 2**-53
 """The largest float64 below 1: the last value a generator can give."""

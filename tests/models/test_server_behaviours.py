@@ -14,9 +14,9 @@ from tests.server_behaviours import TABLE, TEXT, Behaviour, Serving
 
 from spot.errors import RunFailed, StoppedEarly, UserError
 from spot.models.base import Reply, Request
-from spot.models.endpoint import EndpointModel, RetryPolicy
-from spot.models.ledger import Ledger
-from spot.models.recorded import RecordedModel
+from spot.models.endpoint.model import EndpointModel, RetryPolicy
+from spot.models.paid.ledger import Ledger
+from spot.models.paid.recorded import RecordedModel
 from spot.schema import Message, Sampling
 
 QUICK = RetryPolicy(tries=3, first_wait=0.01, longest_wait=0.02, longest_retry_after=2)
@@ -107,7 +107,7 @@ def test_a_run_that_is_killed_between_a_body_and_its_reading_pays_once(
 
     with FakeServer(serving) as server:
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr("spot.models.completion.read_completion", killed)
+            patched.setattr("spot.models.endpoint.completion.read_completion", killed)
             run(server.url, path, "a")
         assert run(server.url, path, "a")["a"].text == TEXT
     assert serving.tries == {"a": 1}
@@ -125,7 +125,7 @@ def test_an_improved_reader_finds_what_an_earlier_one_did_not(tmp_path: Path, mo
 
     with FakeServer(serving) as server:
         with monkeypatch.context() as patched:
-            patched.setattr("spot.models.completion.texts_of", blind)
+            patched.setattr("spot.models.endpoint.completion.texts_of", blind)
             assert run(server.url, path, "a")["a"].error == "empty content"
         assert run(server.url, path, "a")["a"].text == TEXT
     assert serving.tries == {"a": 1}

@@ -14,17 +14,17 @@ from tests.batch_user import PRICE, SAMPLING, WAITS, User, ask, texts
 from tests.fake_server import Answer, FakeServer, Seen, completion
 
 from spot.errors import RunFailed, UserError
-from spot.models import recorded
 from spot.models.base import NoMore, Reply, Request, request_key
-from spot.models.batch import BatchModel
-from spot.models.endpoint import EndpointModel, RetryPolicy
-from spot.models.ledger import Admit, Ledger, Refused
-from spot.models.recorded import RecordedModel
+from spot.models.endpoint.model import EndpointModel, RetryPolicy
+from spot.models.paid import recorded
+from spot.models.paid.batch import BatchModel
+from spot.models.paid.ledger import Admit, Ledger, Refused
+from spot.models.paid.recorded import RecordedModel
 
 ONE = """
 import asyncio, os, sys, time
 from pathlib import Path
-from spot.models import recorded
+from spot.models.paid import recorded
 from tests.ledger_kills import ask
 recorded.ELSEWHERE_EVERY = 0.05
 here = Path(sys.argv[2])

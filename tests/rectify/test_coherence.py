@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from tests.fake_server import Answer, FakeServer, Seen, completion, failure
 
+from spot.files.store import read_rows, write_rows
 from spot.rectify.coherence import probe_of, restarted, restarts
 from spot.rectify.steps import split_steps
 from spot.schema import Attempt, Problem, Rectification, Verdict
-from spot.store import read_rows, write_rows
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 

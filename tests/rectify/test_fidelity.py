@@ -11,17 +11,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.fake_server import Answer, FakeServer, Seen, completion
 
-from spot import stages
-from spot.answer import import_answers
 from spot.config import parse_config
-from spot.opening import Asking, open_ledger, open_oracle
+from spot.files.store import read_rows, write_rows
 from spot.pairs.filter import make_pairs
 from spot.rectify.base import Failure
 from spot.rectify.human import HumanOracle, Queue
 from spot.rectify.imported import ImportedOracle
 from spot.rectify.parse import Markers
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict, text_of
-from spot.store import read_rows, write_rows
+from spot.stages import steps as stages
+from spot.stages.asking import import_answers
+from spot.stages.opening import Asking, open_ledger, open_oracle
 from spot.terminal import new_console
 
 # What files, parsers and tokenizers have been known to change.

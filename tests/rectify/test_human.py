@@ -13,13 +13,13 @@ import pytest
 from tests.rectify.conftest import MakeFailure
 
 from spot.errors import StoppedEarly, UserError
+from spot.files.store import Appender, read_rows
 from spot.rectify import human
 from spot.rectify.base import Correction, Failure
 from spot.rectify.human import HumanOracle, Queue
 from spot.rectify.imported import ImportedOracle
 from spot.rectify.run import rectify
 from spot.schema import Rectification
-from spot.store import Appender, read_rows
 from spot.verify.exact import verify_exact
 
 RIGHT = "2 + 2 = 4, so \\boxed{4}"

@@ -10,9 +10,9 @@ from tests.rectify.conftest import MakeFailure
 
 from spot.errors import StoppedEarly, UserError
 from spot.models.base import Reply, Request
-from spot.models.endpoint import EndpointModel, RetryPolicy
-from spot.models.ledger import Ledger
-from spot.models.recorded import RecordedModel
+from spot.models.endpoint.model import EndpointModel, RetryPolicy
+from spot.models.paid.ledger import Ledger
+from spot.models.paid.recorded import RecordedModel
 from spot.rectify.base import Correction, Failure
 from spot.rectify.model_oracle import Continuation, ModelOracle
 from spot.rectify.parse import Markers

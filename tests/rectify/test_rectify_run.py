@@ -8,15 +8,15 @@ import pytest
 from tests.rectify.conftest import MakeFailure
 
 from spot.errors import RunFailed, UserError
+from spot.files.store import Appender, read_rows
 from spot.models.base import Gate, NoMore, Reply, Request
-from spot.models.ledger import Ledger
-from spot.models.recorded import RecordedModel
+from spot.models.paid.ledger import Ledger
+from spot.models.paid.recorded import RecordedModel
 from spot.rectify.base import Correction, Failure, Oracle
 from spot.rectify.model_oracle import ModelOracle
 from spot.rectify.run import objections, rectify, stored
 from spot.rectify.target import Target
 from spot.schema import Problem, Rectification, Sampling, Verdict
-from spot.store import Appender, read_rows
 
 
 class TableOracle:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from spot.files.store import write_rows
 from spot.report.evaluation import evaluated
 from spot.report.summary import Summary
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict
-from spot.store import write_rows
 
 NAMES = ("Mia", "Omar", "Lena", "Tariq", "Yuki", "Rosa")
 THINGS = ("shells", "marbles", "pears", "stamps", "coins")

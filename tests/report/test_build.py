@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from spot.errors import UserError
+from spot.files.store import write_rows
 from spot.report.build import build_report
 from spot.schema import Pair
-from spot.store import write_rows
 
 NewRun = Callable[..., Path]
 VOID = {"meta", "br", "hr", "img", "link"}

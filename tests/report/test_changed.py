@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from spot.connect4 import build_dataset
 from spot.evaluate.benchmarks.gpqa import shuffled
+from spot.files.store import write_rows
 from spot.report.build import build_report
 from spot.report.changed import LONGEST, SHOWN_BETTER, SHOWN_WORSE, changed_answers, drawn
 from spot.report.evaluation import evaluated
@@ -18,7 +19,6 @@ from spot.report.figures import draw_counts
 from spot.report.html import render
 from spot.report.summary import Counts, Summary
 from spot.schema import Attempt, FinishReason, Problem, Verdict
-from spot.store import write_rows
 
 NewRun = Callable[..., Path]
 NOTHING = dict.fromkeys(("problems", "attempts", "correct", "wrong", "unscored", "truncated", "rectified", "pairs"), 0)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from spot.config import RunConfig
+from spot.files.store import RunDirectory, read_rows, write_rows
 from spot.report.collect import collect
 from spot.schema import Attempt, Pair, Problem
-from spot.store import RunDirectory, read_rows, write_rows
 
 NewRun = Callable[..., Path]
 FACTS = {"seconds": 1.0, "peak_memory_bytes": 1}

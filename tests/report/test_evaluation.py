@@ -11,10 +11,10 @@ from spot.evaluate.comparison import MARGIN, Change
 from spot.evaluate.results import Measure, Results, averages, task_score, write_results
 from spot.evaluate.run import compare_directories
 from spot.evaluate.task import Group, Task
+from spot.files.store import read_rows, write_rows
 from spot.report.evaluation import SIDES, _change, evaluated  # pyright: ignore[reportPrivateUsage]
 from spot.report.summary import Accuracy
 from spot.schema import Attempt, Sampling
-from spot.store import read_rows, write_rows
 
 NewRun = Callable[..., Path]
 GROUPS: dict[str, Group] = {"instructions": "general", "ood": "ood", "in_domain": "in_domain"}

@@ -5,10 +5,10 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spot.files.store import read_rows
 from spot.report.diff import Span
 from spot.report.examples import Piece, fitted, rectified_examples, shortened, spread
 from spot.schema import Attempt, Message, Pair, Problem, Rectification
-from spot.store import read_rows
 
 
 def pair(number: int, ratio: float) -> Pair:

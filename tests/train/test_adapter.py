@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from tests.tiny_student import make_model, make_pairs, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from spot import stages
 from spot.config import TrainSection
 from spot.errors import UserError
+from spot.stages import steps as stages
 from spot.train.adapter import language_model
 from spot.train.command import main
 from spot.train.run import fit

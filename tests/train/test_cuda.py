@@ -13,8 +13,8 @@ import torch
 from tests.tiny_student import make_model, make_pairs, make_tokenizer
 from torch import Tensor
 
+from spot.files.store import write_rows
 from spot.schema import Pair
-from spot.store import write_rows
 from spot.train.attention import SPOT_SHARED, varlen_refused
 from spot.train.head import head_logps
 from spot.train.logps import Scorer, accept_batches, attention_heads

@@ -23,15 +23,15 @@ from torch import distributed
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
 from spot import interrupt
-from spot.during import EvaluateTasks, of_flags
 from spot.errors import Interrupted, UserError
 from spot.evaluate.results import read_results
 from spot.evaluate.run import Exam
 from spot.evaluate.source import Data
 from spot.evaluate.task import Task
-from spot.models.local import LocalModel
+from spot.files.store import read_rows, write_rows
+from spot.models.local.model import LocalModel
 from spot.schema import Attempt, Problem, Verdict
-from spot.store import read_rows, write_rows
+from spot.stages.evaluate_tasks import EvaluateTasks, of_flags
 from spot.train.adapter import language_model
 from spot.train.command import main
 from spot.train.measuring import StepMeasure, Student, check_whole

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.tiny_student import make_model, make_pairs, make_tokenizer
 
-from spot import chat
+from spot import chat_template as chat
 from spot.errors import UserError
 from spot.train import ready
 from spot.train.config import SpotConfig

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from spot.chat import Chat
+from spot.chat_template import Chat
 from spot.errors import UserError
 from spot.schema import Message, Pair
 from spot.train.tokenize import TokenizedPair, end_of_turn_id, tokenize_pairs

@@ -19,8 +19,8 @@ from spot.audit.question import KINDS, RIGHT
 from spot.audit.summary import Agreement, Estimate
 from spot.errors import UserError
 from spot.evaluate.statistics import interval
+from spot.files.store import read_rows
 from spot.schema import Id, Prompt, Row
-from spot.store import read_rows
 
 EXAMPLES = 5
 """Steps named on which the judge and the labels differ."""

@@ -19,12 +19,12 @@ from spot.audit.summary import StepChange
 from spot.config import RunConfig
 from spot.errors import UserError
 from spot.models.base import Model, Reply, Request, Unanswered, closed
-from spot.opening import endpoint, recorded
 from spot.rectify.prompting import problem_text
 from spot.schema import Message, Pair, Problem, Prompt, Sampling, derived_seed, text_of
+from spot.stages.opening import endpoint, recorded
 
 if TYPE_CHECKING:
-    from spot.models.ledger import Ledger
+    from spot.models.paid.ledger import Ledger
 
 TRUNCATED = "truncated"
 LARGER = 2

@@ -16,11 +16,11 @@ from spot.audit.steps import Judge, step_changes
 from spot.audit.summary import Agreement, JudgeSummary, StepChange, read_audit
 from spot.config import RunConfig
 from spot.errors import UserError
+from spot.files.store import RunDirectory
 from spot.lab.world import World
-from spot.opening import open_ledger
 from spot.progress import bar
 from spot.schema import Pair, Problem, text_of
-from spot.store import RunDirectory
+from spot.stages.opening import open_ledger
 
 NO_JUDGE = (
     "only the lab's steps can be checked exactly; for other problems name a judge model in the section judge "

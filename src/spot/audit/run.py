@@ -26,14 +26,14 @@ from spot.audit.summary import (
     pairs_hash,
 )
 from spot.config import RunConfig
-from spot.disk import write_atomic
 from spot.errors import RunFailed, UserError
 from spot.evaluate.overlap import Overlap, overlaps
+from spot.files.disk import write_atomic
+from spot.files.store import RunDirectory, read_rows, write_rows
 from spot.hub import load_model, load_tokenizer, model_path, stop_ids
 from spot.pairs.tokens import TEXTS_AT_ONCE, Encoder
 from spot.progress import Bar, bar
 from spot.schema import Attempt, Pair, Problem, text_of
-from spot.store import RunDirectory, read_rows, write_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -217,7 +217,7 @@ def _scored(
     from transformers.utils import logging
 
     from spot.audit.likelihood import LikelihoodAudit
-    from spot.chat import Chat
+    from spot.chat_template import Chat
     from spot.train.tokenize import tokenize_pairs
 
     logging.disable_progress_bar()

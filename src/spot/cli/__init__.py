@@ -91,7 +91,7 @@ def demo_command(
 def _run(config: Any, overwrite: bool, command: list[str]) -> None:
     import shlex
 
-    from spot.pipeline import run
+    from spot.stages.pipeline import run
 
     console = new_console()
     show_summary(run(config, console, overwrite, shlex.join(command)), console)
@@ -102,12 +102,12 @@ def elicit_command(
     model: Model, problems: ProblemsFile, output: Rows, overrides: Overrides = None, on_bad_row: OnBadRow = None
 ) -> None:
     """Ask the student every problem and verify its answers."""
-    from spot import stages
-    from spot.account import print_spent
-    from spot.disk import locked
     from spot.evaluate.run import keep_identity, kept_day
-    from spot.opening import made_with, open_ledger, open_model, open_verifier
+    from spot.files.disk import locked
     from spot.schema import Dropped
+    from spot.stages import steps as stages
+    from spot.stages.account import print_spent
+    from spot.stages.opening import made_with, open_ledger, open_model, open_verifier
 
     apart(output, problems)
     raw = {"student": {"model": model}, "problems": {"source": str(problems)}}
@@ -162,13 +162,13 @@ def rectify_command(
     ] = False,
 ) -> None:
     """Have an Oracle correct the wrong attempts; what does not verify is kept with its reason."""
-    from spot import stages
-    from spot.account import estimate, print_spent
-    from spot.disk import locked
     from spot.evaluate.run import kept_day
-    from spot.opening import Asking, open_ledger, open_oracle, open_verifier
+    from spot.files.disk import locked
+    from spot.files.store import read_rows
     from spot.schema import Attempt, Dropped, Problem
-    from spot.store import read_rows
+    from spot.stages import steps as stages
+    from spot.stages.account import estimate, print_spent
+    from spot.stages.opening import Asking, open_ledger, open_oracle, open_verifier
 
     apart(output, problems, attempts)
     keys = ("rectify", "student", "elicit", "filter.gamma", "problems.verifier", "problems.answer_pattern")
@@ -212,10 +212,10 @@ def filter_command(
     on_bad_row: OnBadRow = None,
 ) -> None:
     """Keep the corrections that change little and write them as TRL preference pairs."""
-    from spot import stages
+    from spot.files.store import read_rows, write_rows
     from spot.hub import model_path
     from spot.schema import Attempt, Dropped, Problem, Rectification
-    from spot.store import read_rows, write_rows
+    from spot.stages import steps as stages
 
     apart(output, problems, attempts, rectifications)
     config = overridden({"student": {"model": model}}, overrides, ("filter",), on_bad_row)
@@ -239,7 +239,7 @@ def filter_command(
 )
 def train_command(context: typer.Context) -> None:
     """Train on pairs, with the flags of transformers and TRL (spot train --help lists them)."""
-    from spot.during import check_overlap, of_flags
+    from spot.stages.evaluate_tasks import check_overlap, of_flags
     from spot.train.command import main as train_main
 
     train_main(context.args, of_flags, check_overlap)
@@ -276,7 +276,7 @@ def eval_command(
     margin: Annotated[float, typer.Option(help="With --compare: what may be lost and still count as kept.")] = 0.02,
 ) -> None:  # fmt: skip
     """Measure a model on benchmarks, or compare two that were measured."""
-    from spot.measure import compare_evaluations, evaluate_model, search_sampling
+    from spot.stages.evaluation import compare_evaluations, evaluate_model, search_sampling
 
     if compare is not None:
         if model or tasks or overrides:
@@ -324,12 +324,12 @@ def doctor_command(
 ) -> None:
     """Say what this machine can do and what to fix."""
     from spot.config import load_config
-    from spot.doctor import checks, print_checks
+    from spot.stages.doctor import checks, print_checks
 
     if config is None:
         found = checks()
     else:
-        from spot.pipeline import preflight
+        from spot.stages.pipeline import preflight
 
         loaded = load_config(config, overrides or [])
         found = checks(loaded.model_dump(mode="json"), preflight(loaded, loaded.run.stages, fetch=False))

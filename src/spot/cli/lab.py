@@ -54,8 +54,8 @@ def lab_problems_command(
     seed: Annotated[int, typer.Option(help="Decides the questions.")] = 0,
 ) -> None:
     """Write questions of the lab as a file of problems."""
+    from spot.files.store import write_rows
     from spot.lab.world import FAMILIES, World
-    from spot.store import write_rows
 
     if family not in FAMILIES or split not in ("train", "tune", "test"):
         raise UserError(f"--family is one of {', '.join(FAMILIES)}; --split is one of train, tune, test")

@@ -18,7 +18,7 @@ def ledger_command(
     export: Annotated[Path | None, typer.Option(help="Write every request and reply to this file (JSONL).")] = None,
 ) -> None:
     """What was asked and spent, by stage, model and outcome."""
-    from spot.account import export_ledger, print_ledger
+    from spot.stages.account import export_ledger, print_ledger
 
     console = new_console()
     print_ledger(run_dir, console)
@@ -38,8 +38,8 @@ def sets_command(
 ) -> None:
     """Write the baselines' data sets in TRL's format: Oracle's direct answers, student's right ones, corrections."""
     from spot.config import load_config
-    from spot.sets import parse_names, told, write_sets
-    from spot.store import RunDirectory
+    from spot.files.store import RunDirectory
+    from spot.stages.baseline_sets import parse_names, told, write_sets
 
     names = parse_names(sets)
     if not (run_dir / "config.yaml").exists():
@@ -56,8 +56,8 @@ def sets_command(
 def report_command(run_dir: Annotated[Path, typer.Argument(help="The directory of a run.")]) -> None:
     """Write summary.json and report.html again from a run's files, and print the summary."""
     from spot.config import load_config
-    from spot.pipeline import Pipeline
-    from spot.store import RunDirectory
+    from spot.files.store import RunDirectory
+    from spot.stages.pipeline import Pipeline
 
     if not (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
@@ -89,11 +89,11 @@ def audit_command(
     ] = None,
 ) -> None:
     """Measure the pairs: how much they change, how likely they are, new errors, style, duplicates, overlap."""
-    from spot import stages
     from spot.audit.run import audit, export_labels, kept_questions
     from spot.config import load_config
+    from spot.files.store import RunDirectory
     from spot.report.audit import print_audit, write_figures
-    from spot.store import RunDirectory
+    from spot.stages import steps as stages
 
     if not (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")

@@ -74,7 +74,7 @@ def overridden(
 
 def record(dropped: list[Any], output: Path) -> str:
     """Write what a single command dropped beside its output, and say so; nothing where nothing was dropped."""
-    from spot.store import write_rows
+    from spot.files.store import write_rows
 
     path = output.with_suffix(".dropped.jsonl")
     if not dropped:

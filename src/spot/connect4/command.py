@@ -5,8 +5,8 @@ from pathlib import Path
 from rich.console import Console
 
 from spot.connect4.dataset import build_dataset
+from spot.files.store import write_rows
 from spot.progress import bar
-from spot.store import write_rows
 
 
 def write_dataset(output: Path, n: int, seed: int, plies: int, console: Console) -> None:

@@ -10,12 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import spot
-from spot.disk import disk_errors, replacing
 from spot.evaluate.inspect_tasks import BENCHMARKS, SCORER, as_chat, as_score, further, generation
 from spot.evaluate.registry import LAB
 from spot.evaluate.results import TaskScore, task_score
 from spot.evaluate.statistics import question_means
 from spot.evaluate.task import Task
+from spot.files.disk import disk_errors, replacing
 from spot.schema import Attempt, FinishReason, Problem
 
 # Second, since it is inspect_tasks that says what to install where inspect_ai is missing.

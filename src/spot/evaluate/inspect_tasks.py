@@ -3,7 +3,7 @@
 inspect loads this module by its entry point. Questions, verifiers and seeds are those of `spot eval`, an epoch is a
 repetition, and sampling is the paper's unless inspect's flags say otherwise (`--temperature`, `--max-tokens`,
 `--epochs`, `--limit`, ...). `--seed` is the run's: inspect would send it unchanged with every epoch, here each
-repetition of a question gets the one that `spot.answer` derives.
+repetition of a question gets the one that `spot.stages.asking` derives.
 
 In a log of inspect's own a sample's input and target are those of the first repetition, since inspect keeps one for all
 epochs; the messages, and the known answer in the score's explanation, are of the repetition.
@@ -18,7 +18,6 @@ from typing import Any
 
 from rich.markup import escape
 
-from spot.answer import Variant
 from spot.errors import UserError
 from spot.evaluate.prompting import read_prompts
 from spot.evaluate.registry import BENCHMARKS, LAB, LAB_QUESTIONS, find_tasks
@@ -26,6 +25,7 @@ from spot.evaluate.run import exam
 from spot.evaluate.statistics import is_unanswered, majority, pass_at, share
 from spot.evaluate.task import Task
 from spot.schema import Attempt, FinishReason, Message, Problem, Prompt, Sampling, Verdict, as_messages, derived_seed
+from spot.stages.asking import Variant
 from spot.verify.resolve import resolve
 
 try:
@@ -49,7 +49,7 @@ _CHAT = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": Chat
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
 # inspect's names for why a score is what it is; it takes others, too.
 _REASONS = {"unanswered": "invalid_response_format", "unscored": "scoring_failed", "truncated": "truncated"}
-# As spot.models.wire sends them: servers keep seeds in signed integers of 32 or 64 bits.
+# As spot.models.endpoint.wire sends them: servers keep seeds in signed integers of 32 or 64 bits.
 _SEED_BITS = 0x7FFFFFFF
 
 

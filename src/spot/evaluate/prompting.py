@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from spot.errors import UserError
-from spot.escapes import slip
+from spot.files.escapes import slip
 
 if TYPE_CHECKING:
     from spot.evaluate.task import Task

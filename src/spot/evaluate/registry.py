@@ -10,10 +10,10 @@ from typing import Any
 from spot.errors import UserError
 from spot.evaluate.source import Data
 from spot.evaluate.task import Group, Task
-from spot.formats import PACKED, is_rows_file
+from spot.files.formats import PACKED, is_rows_file
+from spot.files.store import OnBadRow, read_problems
 from spot.plugin import load_function, own_code
 from spot.schema import Dropped, Problem
-from spot.store import OnBadRow, read_problems
 
 _PLACES = {
     "aime24": "competition:AIME24",

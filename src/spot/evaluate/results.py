@@ -6,10 +6,10 @@ from statistics import fmean
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from spot.disk import write_atomic
 from spot.errors import UserError
 from spot.evaluate.statistics import majority, pass_at, score, share
 from spot.evaluate.task import GROUPS, Group, Task
+from spot.files.disk import write_atomic
 from spot.schema import Attempt, Problem, Sampling
 
 FILE = "results.json"

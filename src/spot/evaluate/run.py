@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
-from spot.disk import write_atomic
 from spot.errors import UserError
 from spot.evaluate.comparison import Compared, compared
 from spot.evaluate.results import Results, averages, read_results, task_score
 from spot.evaluate.task import Task
+from spot.files.disk import write_atomic
+from spot.files.store import read_rows, write_rows
 from spot.schema import Attempt, Problem, Sampling
-from spot.store import read_rows, write_rows
 from spot.verify.base import Verifier
 from spot.verify.choice import LETTERS
 from spot.verify.resolve import resolve

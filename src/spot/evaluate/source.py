@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spot.errors import UserError
-from spot.formats import Line, lines_of
+from spot.files.formats import Line, lines_of
 from spot.plugin import described
 
 
@@ -92,7 +92,7 @@ class Source:
 
 
 def read_file(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file in any form that `spot.formats` knows. Raises `UserError` naming file and line."""
+    """Rows of a file in any form that `spot.files.formats` knows. Raises `UserError` naming file and line."""
     rows: list[dict[str, Any]] = []
     for number, line in lines_of(path):
         try:

@@ -1,7 +1,7 @@
 """A benchmark is one `Task`: where its rows come from, how they are asked, who judges, and how often each is asked.
 
 Each file of `benchmarks` defines one or a few; `registry` finds them by name. They are asked by the same machinery that
-elicits (`spot.answer`), and by inspect_ai (`inspect_tasks`).
+elicits (`spot.stages.asking`), and by inspect_ai (`inspect_tasks`).
 """
 
 import random
@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from spot.answer import Variant
 from spot.evaluate.source import Data, Source
 from spot.schema import Attempt, Problem, derived_seed
+from spot.stages.asking import Variant
 
 Group = Literal["in_domain", "ood", "general", "other"]
 GROUPS: dict[Group, str] = {"in_domain": "in-domain", "ood": "OOD", "general": "general", "other": "other"}

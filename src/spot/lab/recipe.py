@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from spot.disk import replacing
 from spot.errors import UserError
+from spot.files.disk import replacing
 from spot.lab.muon import Muon
 from spot.lab.student import END_OF_TURN, build_model, build_tokenizer
 from spot.lab.world import FAMILIES, World

@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spot.disk import write_atomic
 from spot.errors import StoppedEarly, UserError
-from spot.escapes import spelled_out
+from spot.files.disk import write_atomic
+from spot.files.escapes import spelled_out
+from spot.files.store import numbered_rows
 from spot.rectify.base import Correction, Failure
 from spot.rectify.imported import ImportedCorrection
 from spot.rectify.prompting import problem_text
 from spot.schema import Mode
-from spot.store import numbered_rows
 from spot.verify.base import Verifier
 
 CLAIM_SECONDS = 1800.0

@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from spot.errors import UserError
+from spot.files.store import OnBadRow, read_rows
 from spot.rectify.base import Correction, Failure
 from spot.schema import Attempt, Dropped, Id, Mode, Row
-from spot.store import OnBadRow, read_rows
 
 
 class ImportedCorrection(Row):

@@ -2,7 +2,7 @@
 
 In `rewrite` it writes the whole corrected answer, in `patch` edits of the student's text, in `continue` the first wrong
 step, set right, from which the student itself goes on. A reply is recorded before it is read (see
-`spot.models.recorded`), so a parser that fails, a kill or a changed check never makes the same request twice.
+`spot.models.paid.recorded`), so a parser that fails, a kill or a changed check never makes the same request twice.
 """
 
 import asyncio

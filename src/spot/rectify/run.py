@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from spot.errors import RunFailed, UserError
+from spot.files.store import Appender, read_rows, repair, write_rows
 from spot.models.base import Unanswered, closed
 from spot.rectify.base import Correction, Failure, Oracle
 from spot.rectify.model_oracle import ModelOracle
 from spot.schema import Rectification, Verdict
-from spot.store import Appender, read_rows, repair, write_rows
 from spot.verify.base import Verifier
 
 OnProgress = Callable[[Sequence[Rectification]], None]

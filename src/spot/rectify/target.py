@@ -10,7 +10,7 @@ class Target:
     """Lets requests through while fewer failures are on their way than pairs are missing.
 
     A failure gives at most one pair, so no more pairs come than are wanted, and nothing is paid for in vain at the end.
-    Implements `spot.models.recorded.Turnstile`.
+    Implements `spot.models.paid.recorded.Turnstile`.
     """
 
     def __init__(self, wanted: int) -> None:

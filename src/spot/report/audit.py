@@ -17,7 +17,7 @@ from spot.audit.summary import (
     pairs_hash,
     read_audit,
 )
-from spot.disk import write_atomic
+from spot.files.disk import write_atomic
 from spot.report import prose
 from spot.report.audit_figures import audit_drawings
 from spot.report.figures import Drawing

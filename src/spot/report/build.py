@@ -3,7 +3,8 @@
 import math
 from pathlib import Path
 
-from spot.disk import write_atomic
+from spot.files.disk import write_atomic
+from spot.files.store import read_rows
 from spot.report.audit import AuditView, audit_view
 from spot.report.changed import changed_answers
 from spot.report.examples import Rectified, optional_problems, rectified_examples
@@ -11,7 +12,6 @@ from spot.report.figures import Drawing, draw_change_ratio, draw_counts, draw_ev
 from spot.report.html import render
 from spot.report.summary import Summary, read_metrics, read_summary
 from spot.schema import Attempt, Pair, Rectification
-from spot.store import read_rows
 
 
 def build_report(run: Path, reproduce: str) -> Path:

@@ -11,13 +11,13 @@ from spot.connect4.draw import draw
 from spot.errors import UserError
 from spot.evaluate.registry import BENCHMARKS, benchmark
 from spot.evaluate.statistics import question_means
+from spot.files.store import read_rows
 from spot.report.diff import Span, marked
 from spot.report.evaluation import SIDES
 from spot.report.examples import Piece, fitted, optional_problems, question_pieces, shortened
 from spot.report.prose import one_line, title
 from spot.report.summary import TaskResult
 from spot.schema import Attempt, Problem, text_of
-from spot.store import read_rows
 
 SHOWN_WORSE, SHOWN_BETTER = 20, 10
 """Questions of a task that are shown of those that fell, and of those that rose."""

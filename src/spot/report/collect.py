@@ -7,10 +7,10 @@ from typing import Any
 
 from spot.config import RunConfig
 from spot.evaluate.overlap import overlap_note
+from spot.files.store import RunDirectory, read_dropped, read_rows
 from spot.report.evaluation import evaluated
 from spot.report.summary import ChangeRatios, Counts, Summary, Training, read_metrics, read_warnings
 from spot.schema import Attempt, Pair, Problem, Rectification, Row
-from spot.store import RunDirectory, read_dropped, read_rows
 
 
 def collect(run: RunDirectory, config: RunConfig) -> Summary:

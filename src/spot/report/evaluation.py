@@ -17,9 +17,9 @@ from spot.evaluate.results import FILE, Results, TaskScore, read_results, task_s
 from spot.evaluate.source import Data
 from spot.evaluate.statistics import score
 from spot.evaluate.task import GROUPS, Task
+from spot.files.store import read_rows
 from spot.report.summary import Accuracy, Average, Change, Comparison, Measure, Measured, TaskResult
 from spot.schema import Attempt, Problem, Sampling
-from spot.store import read_rows
 
 SIDES = ("before", "after")
 

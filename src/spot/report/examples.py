@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from spot.files.store import read_rows
 from spot.report.diff import Span, marked
 from spot.report.prose import whole
 from spot.schema import Attempt, Pair, Problem, Prompt, Rectification, as_messages, text_of
-from spot.store import read_rows
 
 SHOWN_PAIRS = 5
 _CONTEXT = 400  # characters kept of an unchanged stretch on each side of a change

@@ -12,8 +12,8 @@ from typing import Any
 from transformers import TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
-from spot.disk import write_atomic
 from spot.errors import UserError
+from spot.files.disk import write_atomic
 from spot.train.config import SpotConfig
 from spot.train.metrics import STEP_METRICS
 

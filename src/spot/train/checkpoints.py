@@ -9,8 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from spot.disk import disk_errors, write_atomic
 from spot.errors import RunFailed, UserError
+from spot.files.disk import disk_errors, write_atomic
 
 NOT_SETTINGS = {
     "student": "another student (other weights, or another adapter)",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from spot.chat import Chat
+from spot.chat_template import Chat
 from spot.errors import RunFailed, UserError
 from spot.plugin import described
 from spot.schema import Dropped

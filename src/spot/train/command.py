@@ -14,10 +14,10 @@ from transformers import HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from spot.errors import UserError
+from spot.files.store import write_rows
 from spot.hub import model_path
 from spot.progress import bar
 from spot.schema import Dropped
-from spot.store import write_rows
 from spot.terminal import new_console
 from spot.train.adapter import make_lora
 from spot.train.config import SpotConfig

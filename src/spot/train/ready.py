@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
 
-from spot.chat import Chat
+from spot.chat_template import Chat
 from spot.errors import UserError
 from spot.plugin import described
 from spot.schema import Dropped

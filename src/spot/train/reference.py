@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from spot.disk import write_atomic
 from spot.errors import RunFailed, UserError
+from spot.files.disk import write_atomic
 from spot.train.logps import Scorer
 from spot.train.packing import shortest
 from spot.train.ranks import Ranks

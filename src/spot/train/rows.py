@@ -10,11 +10,11 @@ from pydantic import ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from spot.errors import UserError
-from spot.formats import dict_line, is_rows_file, table_rows
+from spot.files.formats import dict_line, is_rows_file, table_rows
+from spot.files.store import numbered_rows, parsed_row
 from spot.hub import HUB_NAME
 from spot.plugin import described
 from spot.schema import Completion, Id, Prompt, Row
-from spot.store import numbered_rows, parsed_row
 from spot.train.tokenize import Preference
 
 COLUMNS = frozenset({"id", "prompt", "chosen", "rejected", "completion", "messages"})
@@ -100,8 +100,10 @@ class PreferenceRow:
 
 
 def read_preferences(path: Path) -> Sequence[Preference]:
-    """Read a file or folder in any form that `spot.formats` knows, with the columns `prompt`, `chosen`, `rejected`, or
-    `prompt`, `completion`; perhaps `id`. Where the answers are conversations, all but their last turn is the prompt.
+    """Read a file or folder in any form that `spot.files.formats` knows.
+
+    Columns are `prompt`, `chosen`, `rejected`, or `prompt`, `completion`; perhaps `id`. Where the answers
+    are conversations, all but their last turn is the prompt.
 
     A name on the hub (owner/name) is read by `datasets`, its split `train`. Raises `UserError` naming file and line;
     also where there is no row at all.

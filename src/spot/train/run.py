@@ -13,8 +13,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
-from spot.disk import disk_errors
 from spot.errors import Interrupted, UserError
+from spot.files.disk import disk_errors
 from spot.schema import Dropped
 from spot.train import best
 from spot.train.checkpoints import last_complete_checkpoint, saving

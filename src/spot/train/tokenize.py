@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
-from spot.chat import Chat, NotRendered, encode
+from spot.chat_template import Chat, NotRendered, encode
 from spot.errors import UserError
 from spot.schema import Dropped, Prompt, as_dicts, as_messages, text_of
 from spot.train.row import BOTH, Side

@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from spot.chat import Chat
+from spot.chat_template import Chat
 from spot.errors import RunFailed, UserError
 from spot.hub import model_path, stop_ids
 from spot.objectives import update_shift

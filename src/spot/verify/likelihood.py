@@ -1,6 +1,6 @@
 """Known choices by their log-probabilities: the likeliest must be a true one.
 
-The response is what `spot.models.likelihood` gives: a JSON list of log-probabilities, one a choice of `meta`.
+The response is what `spot.models.local.likelihood` gives: a JSON list of log-probabilities, one a choice of `meta`.
 """
 
 import json

@@ -1,0 +1,1 @@
+"""Files: rows as JSONL and Parquet, the run directory, locks, and atomic writes."""

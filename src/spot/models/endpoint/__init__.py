@@ -1,0 +1,1 @@
+"""Behind a server: an OpenAI-compatible endpoint, its replies read without trust."""

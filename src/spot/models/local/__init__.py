@@ -1,0 +1,1 @@
+"""In process: a transformers model, sampled in batches that are repeatable bit for bit."""

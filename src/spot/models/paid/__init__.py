@@ -1,0 +1,1 @@
+"""What costs money: the ledger, what it has on record, and batches."""

@@ -1,0 +1,1 @@
+"""The stages of a run, each one function, and the pipeline that orders them."""
