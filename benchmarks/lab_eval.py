@@ -19,7 +19,8 @@ from spot.evaluate.run import Exam
 from spot.models.base import Request
 from spot.models.local.model import LocalModel
 from spot.schema import Sampling, as_messages, derived_seed
-from spot.stages import steps as stages
+from spot.stages.evaluate import answer_tasks
+from spot.stages.exams import exams
 from spot.stages.opening import open_model
 
 CONFIG = {
@@ -45,7 +46,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     config = parse_config(CONFIG, "benchmark")
     started = time.perf_counter()
-    exams = stages.exams(config.evaluate, config.problems, "error", [])
+    tasks = exams(config.evaluate, config.problems, "error", [])
     model = open_model(config.student)
     loaded = time.perf_counter() - started
     assert isinstance(model, LocalModel)
@@ -53,10 +54,10 @@ def main() -> None:
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
-            stages.evaluate(exams, model, config.evaluate, Path(folder), "eval", Console(quiet=True))
+            answer_tasks(tasks, model, config.evaluate, Path(folder), "eval", Console(quiet=True))
             whole.append(time.perf_counter() - started)
         started = time.perf_counter()
-        asyncio.run(answer_alone(model, exams, config.evaluate.seed, config.evaluate.sampling(config.evaluate.seed)))
+        asyncio.run(answer_alone(model, tasks, config.evaluate.seed, config.evaluate.sampling(config.evaluate.seed)))
         alone.append(time.perf_counter() - started)
     total, model_time = statistics.median(whole), statistics.median(alone)
     print(f"loading {loaded:.1f} s; evaluation {total:.2f} s, the model alone {model_time:.2f} s")

@@ -22,17 +22,20 @@ from typing import Any
 from rapidfuzz.distance import Levenshtein
 from rich.console import Console
 
+import spot
 from spot.config import RunConfig, load_config
 from spot.evaluate.statistics import compare, score
 from spot.files.store import RunDirectory, read_rows, repair
 from spot.hub import fingerprint, model_path
 from spot.lab.world import FAMILIES, World, story_of
 from spot.schema import Attempt, Message, Pair, Problem, text_of
-from spot.stages import steps as stages
-from spot.stages.pipeline import Pipeline
+from spot.stages.elicit import ask
+from spot.stages.opening import open_model
+from spot.stages.pipeline import run_stage
+from spot.stages.train import train_on
 from spot.verify.resolve import resolve
 
-DEMO = Path(stages.__file__).parent / "lab" / "demo.yaml"
+DEMO = Path(spot.__file__).parent / "lab" / "demo.yaml"
 CONSOLE = Console(width=110)
 
 
@@ -60,10 +63,9 @@ def pairs_of(place: Place, seed: int) -> tuple[RunDirectory, list[Pair], dict[st
     """The pairs of one seed's loop, made once."""
     config = place.config(seed)
     with RunDirectory.open(config.run.dir, config.to_yaml()) as run:
-        pipeline = Pipeline(config, run, CONSOLE, "lab_study")
         for stage in config.run.stages:
-            pipeline.stage(stage)
-        problems = {problem.id: problem for problem in pipeline.problems()}
+            run_stage(stage, config, run, CONSOLE)
+        problems = {problem.id: problem for problem in read_rows(run / "problems.jsonl", Problem)}
         return run, read_rows(run / "pairs.jsonl", Pair), problems
 
 
@@ -72,12 +74,12 @@ def measure(
 ) -> dict[str, list[Attempt]]:
     """Answers to `questions` of each family, by family."""
     config = place.config(seed)
-    world, model = World.load(place.world), stages.open_model(config.student, trained)
+    world, model = World.load(place.world), open_model(config.student, trained)
     found: dict[str, list[Attempt]] = {}
     for family in FAMILIES:
         problems = world.problems(family, split, questions, 100 + seed)
         path = output / f"{split}-{questions}" / f"{family}.jsonl"
-        attempts = stages.ask(problems, model, resolve("lab"), config.evaluate, 100 + seed, path, family, CONSOLE)
+        attempts = ask(problems, model, resolve("lab"), config.evaluate, 100 + seed, path, family, CONSOLE)
         found[family] = attempts
         for name in sorted({problem.meta["slice"] for problem in problems if "slice" in problem.meta}):
             chosen = {problem.id for problem in problems if problem.meta["slice"] == name}
@@ -154,7 +156,7 @@ class Study:
         directory = run.path / "variants" / name
         used = change(pairs, problems) if change else pairs
         student = model_path(config.student.model)
-        stages.train(
+        train_on(
             used,
             student,
             config.train,

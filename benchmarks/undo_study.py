@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+import spot
 from spot.config import EvaluateSection, RunConfig, load_config
 from spot.evaluate.overlap import question_words
 from spot.evaluate.registry import find_tasks
@@ -26,12 +27,12 @@ from spot.files.store import RunDirectory, read_rows, repair
 from spot.hub import model_path
 from spot.lab.world import World
 from spot.schema import Pair, Problem
-from spot.stages import steps as stages
 from spot.stages.evaluate_tasks import EvaluateTasks
-from spot.stages.pipeline import Pipeline
+from spot.stages.pipeline import run_stage
+from spot.stages.train import train_on
 from spot.verify.resolve import resolve
 
-DEMO = Path(stages.__file__).parent / "lab" / "demo.yaml"
+DEMO = Path(spot.__file__).parent / "lab" / "demo.yaml"
 CONSOLE = Console(width=160)
 
 
@@ -40,9 +41,8 @@ def pairs_of(output: Path, seed: int) -> tuple[RunConfig, list[Pair]]:
     fixed = [f"run.dir={output / f'pairs-{seed}'}", f"run.seed={seed}", "run.stages=[elicit, rectify, filter]"]
     config = load_config(DEMO, fixed)
     with RunDirectory.open(config.run.dir, config.to_yaml()) as run:
-        pipeline = Pipeline(config, run, CONSOLE, "undo_study")
         for stage in config.run.stages:
-            pipeline.stage(stage)
+            run_stage(stage, config, run, CONSOLE)
         return config, read_rows(run / "pairs.jsonl", Pair)
 
 
@@ -63,7 +63,7 @@ def train(output: Path, seed: int, setting: str, count: int, every: int) -> dict
     exam = Exam(find_tasks(["in_domain"])[0], questions(count, seed), resolve("lab"))
     section = EvaluateSection(tasks=["in_domain"], max_new_tokens=config.evaluate.max_new_tokens, seed=1000 + seed)
     metrics = directory / "metrics.jsonl"
-    stages.train(
+    train_on(
         pairs,
         model_path(config.student.model),
         config.train.model_copy(update=changed),

@@ -14,7 +14,7 @@ from spot.files.store import write_rows
 from spot.lab.world import FAMILIES
 from spot.report.summary import read_metrics, read_warnings
 from spot.schema import Problem
-from spot.stages.pipeline import preflight
+from spot.stages.preflight import preflight
 
 
 def problems(path: Path, *prompts: str) -> str:

@@ -20,7 +20,7 @@ from spot.files.store import read_dropped, read_rows, write_rows
 from spot.models.paid.ledger import Ledger
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict
 from spot.stages import doctor
-from spot.stages.pipeline import preflight
+from spot.stages.preflight import preflight
 
 PROBLEM = '{"id": "a", "prompt": "What is 1 + 1?", "answer": "2"}\n'
 WRONG = Attempt(

@@ -18,7 +18,8 @@ from spot.files.store import RunDirectory
 from spot.models.base import Request
 from spot.models.local.model import LocalModel
 from spot.schema import Message
-from spot.stages.pipeline import Pipeline
+from spot.stages.pipeline import run
+from spot.terminal import new_console
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +66,12 @@ def test_spot_elicit_keeps_its_day(dated: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_keeps_its_day_in_the_manifest(tmp_path: Path) -> None:
-    config = parse_config({"run": {"dir": str(tmp_path / "run")}}, "test")
-    with RunDirectory.open(config.run.dir, config.to_yaml()) as directory:
-        pipeline = Pipeline(config, directory, Any, "spot run")  # pyright: ignore[reportArgumentType]
-        assert directory.day() == date.today()
-        directory.update_manifest(day="2024-02-29")
-        pipeline.describe()
-        assert directory.day() == date(2024, 2, 29) and directory.manifest["day"] == "2024-02-29"
+    config = parse_config({"run": {"dir": str(tmp_path / "run"), "stages": []}}, "test")
+    directory = RunDirectory(run(config, new_console(quiet=True)))
+    assert directory.manifest["day"] == date.today().isoformat()
+    directory.update_manifest(day="2024-02-29")
+    run(config, new_console(quiet=True))
+    assert directory.day() == date(2024, 2, 29) and directory.manifest["day"] == "2024-02-29"
 
 
 def test_messages_that_end_with_an_answer_are_an_error_of_that_request(dated: Path) -> None:

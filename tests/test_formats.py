@@ -321,15 +321,16 @@ def test_the_numbers_of_csv_are_numbers(tmp_path: Path) -> None:
 
 
 def test_problems_whose_prompt_ends_with_an_answer_are_refused_or_dropped(tmp_path: Path) -> None:
-    from spot.config import ProblemsSection
+    from spot.config import parse_config
     from spot.schema import Dropped
-    from spot.stages.steps import load_problems
+    from spot.stages.place import load_problems
 
     path = tmp_path / "p.jsonl"
     rows = [{"id": name, "prompt": prompt, "answer": "4"} for name, prompt in (("a", [USER]), ("b", [USER, RIGHT]))]
     path.write_bytes(jsonl(rows))
     with pytest.raises(UserError, match=r"p.jsonl:2: the prompt ends with an assistant turn"):
-        load_problems(ProblemsSection(source=str(path)), 0, "error", [])
+        load_problems(parse_config({"problems": {"source": str(path)}}, "test"), [])
     dropped: list[Dropped] = []
-    assert [row.id for row in load_problems(ProblemsSection(source=str(path)), 0, "skip", dropped)] == ["a"]
+    skipping = parse_config({"problems": {"source": str(path)}, "run": {"on_bad_row": "skip"}}, "test")
+    assert [row.id for row in load_problems(skipping, dropped)] == ["a"]
     assert [(row.id, row.reason) for row in dropped] == [("b", "bad_row")]

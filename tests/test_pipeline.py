@@ -12,7 +12,7 @@ import pytest
 
 from spot.files.store import read_rows
 from spot.schema import Attempt, Pair, Rectification
-from spot.stages.pipeline import peak_memory
+from spot.stages.provenance import peak_memory
 from spot.verify.pool import SHARED
 
 SMALL = [

@@ -8,7 +8,7 @@ from transformers.trainer_utils import SchedulerType
 
 from spot.config import TrainSection
 from spot.errors import UserError
-from spot.stages.steps import peft_config, train_args
+from spot.stages.train import peft_config, train_args
 
 # Each key of the section: what it is set to, and the argument of the Trainer that must be that.
 TRAIN: dict[str, tuple[Any, str, Any]] = {

@@ -19,9 +19,9 @@ from spot.rectify.human import HumanOracle, Queue
 from spot.rectify.imported import ImportedOracle
 from spot.rectify.parse import Markers
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict, text_of
-from spot.stages import steps as stages
 from spot.stages.asking import import_answers
 from spot.stages.opening import Asking, open_ledger, open_oracle
+from spot.stages.rectify import correct
 from spot.terminal import new_console
 
 # What files, parsers and tokenizers have been known to change.
@@ -99,7 +99,7 @@ def corrected(
             if number == 2:
                 (place / "r.jsonl").unlink()  # what was paid for is in the ledger alone
             with open_ledger(place / "l.sqlite") as ledger:
-                stages.rectify(
+                correct(
                     [failure.problem for failure in failures], [failure.attempt for failure in failures],
                     open_oracle(config, Asking(ledger)), right, place / "r.jsonl",
                     new_console(file=io.StringIO()), [],

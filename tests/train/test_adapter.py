@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from spot.config import TrainSection
 from spot.errors import UserError
-from spot.stages import steps as stages
+from spot.stages.train import train_on
 from spot.train.adapter import language_model
 from spot.train.command import main
 from spot.train.run import fit
@@ -102,7 +102,7 @@ def test_the_seed_alone_decides_the_weights(way: str, save_student: Callable[...
         else:
             section = TrainSection(lora_r=4, pairs_per_step=4, precision="fp32")
             places = (tmp_path / f"work-{name}", output, tmp_path / f"{name}.jsonl", Console(quiet=True))
-            stages.train(make_pairs(9), str(student), section, seed, *places)
+            train_on(make_pairs(9), str(student), section, seed, *places)
         return load_file(output / "adapter_model.safetensors")
 
     first, second, other = trained("first", 3), trained("second", 3), trained("third", 4)

@@ -1,8 +1,6 @@
 """The `spot` command: parse, build, call. Heavy imports happen inside the commands, so that `spot --help` is quick."""
 
 import os
-from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +17,11 @@ from spot.cli.shared import (
     Overrides,
     ProblemsFile,
     Rows,
-    apart,
     overridden,
-    record,
+    run_stage,
     show_summary,
 )
-from spot.errors import StoppedEarly, UserError, plain_errors
+from spot.errors import UserError, plain_errors
 from spot.terminal import new_console
 
 app = typer.Typer(
@@ -102,40 +99,12 @@ def elicit_command(
     model: Model, problems: ProblemsFile, output: Rows, overrides: Overrides = None, on_bad_row: OnBadRow = None
 ) -> None:
     """Ask the student every problem and verify its answers."""
-    from spot.evaluate.run import keep_identity, kept_day
-    from spot.files.disk import locked
-    from spot.schema import Dropped
-    from spot.stages import steps as stages
-    from spot.stages.account import print_spent
-    from spot.stages.opening import made_with, open_ledger, open_model, open_verifier
+    from spot.stages.elicit import elicit
+    from spot.stages.place import Place
 
-    apart(output, problems)
     raw = {"student": {"model": model}, "problems": {"source": str(problems)}}
     keys = ("student", "problems.verifier", "problems.answer_pattern", "elicit", "run.seed")
-    config = overridden(raw, overrides, keys, on_bad_row)
-    dropped: list[Dropped] = []
-    asked = stages.load_problems(config.problems, config.run.seed, config.run.on_bad_row, dropped)
-    ask, account, console = config.elicit.attempts is None, output.with_suffix(".ledger.sqlite"), new_console()
-    paid = ask and config.student.base_url is not None
-    with open_ledger(account) if paid else nullcontext() as ledger:
-        verifier = open_verifier(config.problems)
-        identity = output.with_suffix(".model.json")
-        with locked(output):
-            if ask:
-                keep_identity(identity, made_with(config.student))
-            try:
-                student = open_model(config.student, ledger=ledger, day=partial(kept_day, identity)) if ask else None
-                attempts = stages.elicit(
-                    *(asked, student, config.elicit, verifier, config.run.seed, output, console),
-                    *(config.run.on_bad_row, dropped),
-                )
-            finally:
-                if not output.exists():
-                    identity.unlink(missing_ok=True)
-            told = record(dropped, output)
-    console.print(f"{output}: {stages.tally(attempts)}{told}", highlight=False, soft_wrap=True)
-    if paid:
-        print_spent(account, console)
+    run_stage(elicit, overridden(raw, overrides, keys, on_bad_row), Place.beside(output, problems=problems), output)
 
 
 @app.command(
@@ -162,42 +131,22 @@ def rectify_command(
     ] = False,
 ) -> None:
     """Have an Oracle correct the wrong attempts; what does not verify is kept with its reason."""
-    from spot.evaluate.run import kept_day
-    from spot.files.disk import locked
-    from spot.files.store import read_rows
-    from spot.schema import Attempt, Dropped, Problem
-    from spot.stages import steps as stages
-    from spot.stages.account import estimate, print_spent
-    from spot.stages.opening import Asking, open_ledger, open_oracle, open_verifier
+    from spot.stages.place import Place
+    from spot.stages.rectify import rectify
 
-    apart(output, problems, attempts)
     keys = ("rectify", "student", "elicit", "filter.gamma", "problems.verifier", "problems.answer_pattern")
     keys += ("problems.world", "run.seed")
     flags = {"mode": mode, "candidates": candidates, "target_pairs": target_pairs, "max_cost": max_cost}
     given = [f"rectify.{name}={value}" for name, value in flags.items() if value is not None]
     raw: dict[str, Any] = {"problems": {"source": str(problems)}}
     config = overridden(raw, [*(overrides or []), *given], keys, on_bad_row)
-    skip, dropped, console = config.run.on_bad_row, list[Dropped](), new_console()
-    account = output.with_suffix(".ledger.sqlite")
-    rows = read_rows(problems, Problem, skip, dropped, by_hand=True), read_rows(attempts, Attempt, skip, dropped)
+    place = Place.beside(output, problems=problems, attempts=attempts)
     if dry_run:
-        console.print(estimate(*rows, config, account), highlight=False, soft_wrap=True)
+        from spot.stages.costs import estimate
+
+        new_console().print(estimate(config, place), highlight=False, soft_wrap=True)
         return
-    target, queue = stages.open_target(config.rectify), output.with_suffix(".human.sqlite")
-    with open_ledger(account) as ledger:
-        day = partial(kept_day, output.with_suffix(".model.json"))
-        asking = Asking(ledger, target, rows[0], queue, console.print, skip, dropped, day)
-        oracle = open_oracle(config, asking)
-        verifier = open_verifier(config.problems)
-        within = stages.within_gamma(config) if target is not None else None
-        with locked(output):
-            corrections = stages.rectify(*rows, oracle, verifier, output, console, dropped, within, skip)
-    console.print(f"{output}: {stages.told(corrections)}{record(dropped, output)}", highlight=False, soft_wrap=True)
-    print_spent(account, console)
-    if not any(row.accepted for row in corrections):
-        raise UserError(f"none of {len(corrections)} corrections was accepted; see {output}, and mend the Oracle")
-    if target is not None and target.missing:
-        raise StoppedEarly(f"{stages.missing(target)}; add attempts and run the same command again")
+    run_stage(rectify, config, place, output)
 
 
 @app.command("filter", epilog="Example: spot filter --model lab --problems p.jsonl --attempts a.jsonl "
@@ -212,24 +161,12 @@ def filter_command(
     on_bad_row: OnBadRow = None,
 ) -> None:
     """Keep the corrections that change little and write them as TRL preference pairs."""
-    from spot.files.store import read_rows, write_rows
-    from spot.hub import model_path
-    from spot.schema import Attempt, Dropped, Problem, Rectification
-    from spot.stages import steps as stages
+    from spot.stages.filter import filter_pairs
+    from spot.stages.place import Place
 
-    apart(output, problems, attempts, rectifications)
-    config = overridden({"student": {"model": model}}, overrides, ("filter",), on_bad_row)
-    skip, dropped = config.run.on_bad_row, list[Dropped]()
-    filtered = stages.make_pairs(
-        read_rows(problems, Problem, skip, dropped, by_hand=True),
-        read_rows(attempts, Attempt, skip, dropped),
-        read_rows(rectifications, Rectification, skip, dropped),
-        model_path(config.student.model),
-        config.filter,
-    )
-    told = record(dropped + filtered.dropped, output)
-    write_rows(output, filtered.pairs)
-    new_console().print(f"{output}: {len(filtered.pairs)} pairs{told}", highlight=False, soft_wrap=True)
+    raw = {"student": {"model": model}, "problems": {"source": str(problems)}}
+    place = Place.beside(output, problems=problems, attempts=attempts, rectifications=rectifications)
+    run_stage(filter_pairs, overridden(raw, overrides, ("filter",), on_bad_row), place, output)
 
 
 @app.command(
@@ -276,7 +213,7 @@ def eval_command(
     margin: Annotated[float, typer.Option(help="With --compare: what may be lost and still count as kept.")] = 0.02,
 ) -> None:  # fmt: skip
     """Measure a model on benchmarks, or compare two that were measured."""
-    from spot.stages.evaluation import compare_evaluations, evaluate_model, search_sampling
+    from spot.stages.evaluate import compare_evaluations, evaluate_model, search_sampling
 
     if compare is not None:
         if model or tasks or overrides:
@@ -329,7 +266,7 @@ def doctor_command(
     if config is None:
         found = checks()
     else:
-        from spot.stages.pipeline import preflight
+        from spot.stages.preflight import preflight
 
         loaded = load_config(config, overrides or [])
         found = checks(loaded.model_dump(mode="json"), preflight(loaded, loaded.run.stages, fetch=False))

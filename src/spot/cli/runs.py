@@ -18,7 +18,7 @@ def ledger_command(
     export: Annotated[Path | None, typer.Option(help="Write every request and reply to this file (JSONL).")] = None,
 ) -> None:
     """What was asked and spent, by stage, model and outcome."""
-    from spot.stages.account import export_ledger, print_ledger
+    from spot.stages.costs import export_ledger, print_ledger
 
     console = new_console()
     print_ledger(run_dir, console)
@@ -57,13 +57,14 @@ def report_command(run_dir: Annotated[Path, typer.Argument(help="The directory o
     """Write summary.json and report.html again from a run's files, and print the summary."""
     from spot.config import load_config
     from spot.files.store import RunDirectory
-    from spot.stages.pipeline import Pipeline
+    from spot.stages.place import Place
+    from spot.stages.report import report
 
     if not (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
     console = new_console()
     with RunDirectory(run_dir) as directory:
-        Pipeline(load_config(run_dir / "config.yaml"), directory, console, "spot run").report()
+        report(load_config(run_dir / "config.yaml"), Place.of_run(directory), console)
     show_summary(run_dir, console)
 
 
@@ -93,7 +94,7 @@ def audit_command(
     from spot.config import load_config
     from spot.files.store import RunDirectory
     from spot.report.audit import print_audit, write_figures
-    from spot.stages import steps as stages
+    from spot.stages.exams import exams
 
     if not (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: not a run directory (it has no config.yaml)")
@@ -106,8 +107,8 @@ def audit_command(
             return
         questions = kept_questions(run)
         if not questions:
-            exams = stages.exams(config.evaluate, config.problems, "error", [])
-            questions = {task: list(exam.problems) for task, exam in exams.items()}
+            tasks = exams(config.evaluate, config.problems, "error", [])
+            questions = {name: list(exam.problems) for name, exam in tasks.items()}
         summary = audit(
             *(run, config, questions, console),
             allow_overlap=allow_overlap,

@@ -1,11 +1,19 @@
 """What commands share: options, the console, a config with overrides."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spot.errors import UserError
+from spot.terminal import new_console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spot.stages.place import Place
+
+    Stage = Callable[[Any, Place, Any], str]
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings that override the config's.")
@@ -20,13 +28,6 @@ def _no_directory(path: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{path}: a directory; --output names a file")
     return path
-
-
-def apart(output: Path, *inputs: Path) -> None:
-    """Raise `UserError` where `output` is one of the files that are read to make it."""
-    for path in inputs:
-        if output.resolve() == path.resolve():
-            raise UserError(f"{output}: is read here; --output names another file")
 
 
 Output = Annotated[
@@ -72,13 +73,8 @@ def overridden(
     return parse_config(raw, "command line")
 
 
-def record(dropped: list[Any], output: Path) -> str:
-    """Write what a single command dropped beside its output, and say so; nothing where nothing was dropped."""
-    from spot.files.store import write_rows
-
-    path = output.with_suffix(".dropped.jsonl")
-    if not dropped:
-        path.unlink(missing_ok=True)
-        return ""
-    write_rows(path, dropped)
-    return f", {len(dropped)} dropped (see {path})"
+def run_stage(stage: "Stage", config: Any, place: "Place", output: Path) -> None:
+    """Run a stage of the pipeline beside `output`, and say how it came out and how many rows were dropped."""
+    console = new_console()
+    outcome = stage(config, place, console)
+    console.print(f"{output}: {outcome}{place.note()}", highlight=False, soft_wrap=True)

@@ -24,7 +24,7 @@ from spot.errors import UserError
 from spot.files.disk import write_atomic
 from spot.files.store import RunDirectory, read_rows, write_rows
 from spot.schema import Attempt, Message, Pair, Problem, Rectification, Row, as_messages
-from spot.stages import steps as stages
+from spot.stages.elicit import ask
 from spot.stages.opening import LazyModel, endpoint, needed, open_ledger, open_verifier, recorded
 
 if TYPE_CHECKING:
@@ -243,9 +243,7 @@ def ask_oracle(problems: Sequence[Problem], config: RunConfig, run: RunDirectory
         # Opened when there is something to ask: to cut the sets anew takes neither a key nor a server.
         model = LazyModel(name, name, lambda: recorded(endpoint(section, name), ledger, "sft", section))
         path = run / "oracle_attempts.jsonl"
-        return stages.ask(
-            problems, model, open_verifier(config.problems), sampling, config.run.seed, path, "sft", console
-        )
+        return ask(problems, model, open_verifier(config.problems), sampling, config.run.seed, path, "sft", console)
 
 
 def right_answers(problems: Sequence[Problem], attempts: Sequence[Attempt], who: str) -> list[Example]:

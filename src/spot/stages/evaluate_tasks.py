@@ -13,7 +13,8 @@ from spot.evaluate.registry import PAPER
 from spot.evaluate.run import Exam, keep_questions
 from spot.models.local.model import LocalModel
 from spot.schema import Dropped
-from spot.stages import steps as stages
+from spot.stages.evaluate import answer_tasks
+from spot.stages.exams import exams
 from spot.terminal import new_console, say
 from spot.train.measuring import StepMeasure, Student
 from spot.train.tokenize import Preference
@@ -49,7 +50,7 @@ class EvaluateTasks(StepMeasure):
         names = tasks.split(",") if isinstance(tasks, str) else list(tasks)
         if not isinstance(settings, EvaluateSection):
             settings = parse_config({"evaluate": {**(settings or {}), "tasks": names}}, "EvaluateTasks").evaluate
-        self.exams = tasks if isinstance(tasks, Mapping) else stages.exams(settings, ProblemsSection(), "error", [])
+        self.exams = tasks if isinstance(tasks, Mapping) else exams(settings, ProblemsSection(), "error", [])
         if not self.exams:
             raise UserError("tasks to evaluate during training: none is named")
         if batch_size < 1:
@@ -75,7 +76,7 @@ class EvaluateTasks(StepMeasure):
         )
         step = f"step-{student.step}"
         try:
-            results = stages.evaluate(self.exams, model, self._settings, output / step, step, self._console)
+            results = answer_tasks(self.exams, model, self._settings, output / step, step, self._console)
         finally:
             model.close()
         return [results.tasks[name].mean for name in self.names]

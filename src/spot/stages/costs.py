@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 from spot.config import RunConfig
 from spot.errors import UserError
 from spot.files.disk import write_atomic
-from spot.schema import Attempt, Problem
+from spot.files.store import read_rows
+from spot.schema import Attempt
 from spot.stages.opening import open_oracle, oracle_sampling
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from spot.stages.place import Place
 
 CHARACTERS_A_TOKEN = 4.0
 AGAIN = {"rewrite": 3, "patch": 5, "continue": 5}
@@ -22,16 +25,19 @@ OUTPUT_SHARE = {"rewrite": 1.1, "patch": 0.35, "continue": 0.15}
 """Tokens that an Oracle writes, as a share of the answer's, roughly; reasoning comes on top (benchmarks/modes.py)."""
 
 
-def estimate(problems: Sequence[Problem], attempts: Sequence[Attempt], config: RunConfig, ledger: Path) -> str:
+def estimate(config: RunConfig, place: "Place") -> str:
     """What asking about all wrong attempts would cost, likely and at the worst, in one line.
 
-    What `ledger` has a reply to costs nothing any more.
+    What the ledger has a reply to costs nothing any more. Nothing is written.
     """
     from spot.models.paid.ledger import Prices
     from spot.models.paid.recorded import dollars, worst_cost
     from spot.rectify.base import Failure
     from spot.rectify.model_oracle import ModelOracle
+    from spot.stages.place import load_problems
 
+    problems = load_problems(config, [])
+    attempts = read_rows(place.attempts, Attempt, config.run.on_bad_row, [])
     section = config.rectify
     oracle = open_oracle(config)
     in_process = section.oracle == "self" and config.student.base_url is None
@@ -41,7 +47,7 @@ def estimate(problems: Sequence[Problem], attempts: Sequence[Attempt], config: R
     failures = [Failure(problem_of[row.problem_id], row) for row in attempts if row.outcome == "wrong"]
     prices = Prices(section.input_price, section.output_price)
     asked = [(failure, oracle.first(failure, n).request) for n in range(section.candidates) for failure in failures]
-    paid = _on_record(ledger, [oracle.key(request) for _, request in asked])
+    paid = _on_record(place.ledger, [oracle.key(request) for _, request in asked])
     asked = [one for one in asked if oracle.key(one[1]) not in paid]
     requests = [request for _, request in asked]
     prompt = sum(len(message.content) for request in requests for message in request.messages) / CHARACTERS_A_TOKEN
