@@ -2,15 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Test processes; `logical` is one for each core.
+JOBS ?= logical
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-fast lint docs clean
 
 demo: $(VENV)/installed ## set up, then run the whole loop on the bundled student
 	$(BIN)/spot demo
 
 test: $(VENV)/installed-dev ## set up, then run the test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-fast: $(VENV)/installed-dev ## the tests that take no whole run, process or training: under two minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 lint: $(VENV)/installed-dev ## format, lint and strict types
 	$(BIN)/ruff format --check .

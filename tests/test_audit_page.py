@@ -3,14 +3,15 @@
 import json
 import os
 import re
+import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.fake_server import FakeServer
 from tests.judge_server import LabJudgeServer
+from tests.warm import warm_process
 
 from spot.audit.agreement import LabelledAnswer, read_labels
 from spot.audit.question import KINDS
@@ -20,10 +21,10 @@ from spot.lab.world import World
 
 PAGE = (Path(__file__).parents[1] / "docs" / "audit.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+pytestmark = pytest.mark.slow
 URL, KEY = "https://api.example.com/v1", "sk-planted-0123456789"
 SHELL = f"""set -euo pipefail
 export JUDGE_KEY={KEY}
-spot() {{ "{sys.executable}" -m spot "$@"; }}
 """
 
 
@@ -34,8 +35,16 @@ def server() -> Iterator[FakeServer]:
         yield running
 
 
-def run(block: str, place: Path, url: str) -> str:
-    code = SHELL + block.replace(URL, url).replace("export JUDGE_KEY=...", ":")
+@pytest.fixture(scope="module")
+def python() -> Iterator[list[str]]:
+    with warm_process(HF_HUB_OFFLINE="1") as running:
+        yield running
+
+
+def run(block: str, place: Path, url: str, python: list[str]) -> str:
+    code = f'{SHELL}spot() {{ {shlex.join(python)} spot "$@"; }}\n' + block.replace(URL, url).replace(
+        "export JUDGE_KEY=...", ":"
+    )
     environment = os.environ | {"COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(["bash", "-c", code], cwd=place, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
@@ -43,17 +52,17 @@ def run(block: str, place: Path, url: str) -> str:
     return done.stdout
 
 
-def test_the_commands_in_order(tmp_path: Path, server: FakeServer) -> None:
+def test_the_commands_in_order(tmp_path: Path, server: FakeServer, python: list[str]) -> None:
     first, labels, judge = BLOCKS
-    shown = run(first, tmp_path, server.url)
+    shown = run(first, tmp_path, server.url, python)
     rows = re.findall(r"^\| ([^|]+?) \|", PAGE, re.MULTILINE)
     for line in rows[2 : rows.index("overlap with evaluation") + 1]:
         for name in (part.strip() for part in line.split(",")):
             assert name in shown, name
     assert "judge" not in shown and not server.seen
-    run(labels, tmp_path, server.url)
+    run(labels, tmp_path, server.url, python)
     assert len(read_rows(tmp_path / "labels.jsonl", LabelledAnswer)) == 40
-    shown = run(judge, tmp_path, server.url)
+    shown = run(judge, tmp_path, server.url, python)
     for line in rows[rows.index("judge agrees with labels") :]:
         assert line in shown, line
     assert re.search(r"judge +big-model +stop +\d+ ", shown)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,16 +15,18 @@ from typing import Any
 import pytest
 import yaml
 from tests.tiny_student import make_model, make_pairs, make_tokenizer
+from tests.warm import warm_process
 
 from spot.train.command import ScriptArguments
 from spot.train.config import SpotConfig
 from spot.train.objective import OBJECTIVES
 
+pytestmark = pytest.mark.slow
 PAGE = (Path(__file__).parents[1] / "docs" / "coming-from-trl.md").read_text("utf-8")
 MODEL = "Qwen/Qwen3-8B"
-# `spot` is the one that is being tested, wherever it is installed; nothing may be downloaded.
+# `spot.sh` makes `spot` the one that is being tested, wherever it is installed; nothing may be downloaded.
 SHELL = f"""set -euo pipefail
-spot() {{ "{sys.executable}" -m spot "$@"; }}
+. ./spot.sh
 trl() {{ "{Path(sys.executable).parent / "trl"}" "$@" --use_cpu; }}
 """
 
@@ -47,7 +50,7 @@ def run(language: str, text: str, directory: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory with the student and the pairs that the page speaks of."""
     directory = tmp_path_factory.mktemp("page")
     tokenizer, model = make_tokenizer(), make_model()
@@ -57,7 +60,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "data").mkdir()
     rows = "".join(pair.model_dump_json() + "\n" for pair in make_pairs(6))
     (directory / "data" / "pairs.jsonl").write_text(rows)
-    return directory
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(directory / "cache")}
+    with warm_process(**offline) as python:
+        (directory / "spot.sh").write_text(f'spot() {{ {shlex.join(python)} spot "$@"; }}\n')
+        yield directory
 
 
 def test_every_block_is_run() -> None:

@@ -17,6 +17,8 @@ from spot import interrupt
 from spot.errors import Interrupted
 from spot.models.paid.ledger import Ledger
 
+pytestmark = pytest.mark.slow
+
 TRIES = 8
 ROWS = 400
 

@@ -3,7 +3,6 @@
 import json
 import re
 import sqlite3
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import Any
 
 import pytest
 from tests.fake_server import Answer, FakeServer, Seen, completion
+from tests.patience import finish
 from tests.tiny_student import make_model, make_tokenizer
 
 from spot.config import STAGES
+
+pytestmark = [pytest.mark.slow, pytest.mark.kill, pytest.mark.timeout(0)]
 
 # The rows of these come as an endpoint gives them, in any order; all other files are the same to the byte.
 ROWS = ("attempts", "rectifications")
@@ -96,7 +98,7 @@ def test_killed_before_every_file_operation_it_ends_like_an_uninterrupted_run(tm
     def run(path: Path, *command: str) -> None:
         endpoint.run = path
         call = [sys.executable, *command, "run", "c.yaml", f"run.dir={path.name}"]
-        done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+        done = finish(call, tmp_path, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
     with FakeServer(endpoint) as server:

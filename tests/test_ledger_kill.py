@@ -1,17 +1,19 @@
 """Fifty kills at random moments: nothing on record is asked again, and what was in flight is counted."""
 
 import json
-import subprocess
 import sys
 import threading
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from tests.fake_server import Answer, FakeServer, Seen, completion
+from tests.patience import finish
 
 from spot.models.paid.ledger import Ledger
 
+pytestmark = [pytest.mark.slow, pytest.mark.kill, pytest.mark.timeout(0)]
 REQUESTS, CONCURRENCY, KILLS = 600, 12, 50
 
 
@@ -38,9 +40,8 @@ def test_fifty_kills_lose_nothing_and_pay_twice_only_for_what_was_in_flight(tmp_
     with FakeServer(script) as server:
         script_path = Path(__file__).with_name("ledger_kills.py")
         arguments = [server.url, str(path), *map(str, (REQUESTS, CONCURRENCY, KILLS, 0))]
-        done = subprocess.run(
-            [sys.executable, str(script_path), *arguments], capture_output=True, text=True, check=True, timeout=250
-        )
+        done = finish([sys.executable, str(script_path), *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["status"] == 0
     # Each kill leaves at most as many tries open as were in flight. They stay on the account, but for those whose body

@@ -25,6 +25,8 @@ from spot.models.local.likelihood import LikelihoodModel
 from spot.models.local.model import LocalModel
 from spot.schema import Attempt, Message, Problem, Sampling
 
+pytestmark = pytest.mark.slow
+
 Spot = Callable[..., tuple[int, str, str]]
 LAB = "eval --model lab --tasks in_domain,ood evaluate.questions=20 evaluate.max_new_tokens=120"
 SEEDS = {"question": "Is it?", "mc1_targets": {"choices": ["yes", "no"], "labels": [1, 0]}}

@@ -3,8 +3,8 @@
 import json
 import os
 import re
+import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 from tests.batch_server import BatchServer
 from tests.fake_server import FakeServer
 from tests.oracle_server import LabOracle
+from tests.warm import warm_process
 
 from spot.files.store import read_rows
 from spot.lab.world import World
@@ -19,16 +20,21 @@ from spot.schema import Attempt, Pair, Rectification
 
 PAGE = (Path(__file__).parents[1] / "docs" / "oracles.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+pytestmark = pytest.mark.slow
 URL, KEY = "https://api.example.com/v1", "sk-planted-0123456789"
 SHELL = f"""set -euo pipefail
 export ORACLE_KEY={KEY}
-spot() {{ "{sys.executable}" -m spot "$@"; }}
+. ./spot.sh
 """
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("oracles")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of all commands; `spot.sh` in it defines `spot`."""
+    folder = tmp_path_factory.mktemp("oracles")
+    with warm_process(HF_HUB_OFFLINE="1") as python:
+        (folder / "spot.sh").write_text(f'spot() {{ {shlex.join(python)} spot "$@"; }}\n')
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.warm import warm_process
 
 from spot.files.store import read_rows
 from spot.schema import Attempt, Pair, Rectification
 from spot.stages.provenance import peak_memory
 from spot.verify.pool import SHARED
+
+pytestmark = pytest.mark.slow
 
 SMALL = [
     "problems.count=48", "elicit.max_new_tokens=120", "student.batch_size=16", "evaluate.questions=16",
@@ -29,9 +33,19 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "spot", *arguments]
 
 
+WARM: list[str] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> Iterator[None]:
+    with warm_process() as python:
+        WARM[:] = [*python, "spot"]
+        yield
+
+
 def spot(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments),
+        [*WARM, *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,

@@ -12,11 +12,13 @@ import httpx2
 import pytest
 from tests.batch_server import BatchServer, Held, complete, ends
 from tests.batch_user import User, ask, texts
+from tests.patience import one_step
 
 from spot.errors import Interrupted
 from spot.models.paid.batch import Limits
 from spot.models.paid.ledger import Ledger
 
+pytestmark = [pytest.mark.slow, pytest.mark.kill, pytest.mark.timeout(0)]
 QUESTIONS = ask(*"abcde")
 
 
@@ -81,7 +83,7 @@ def user_of(folder: Path, server: BatchServer, wait: bool) -> User:
 def test_killed_before_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: bool, stride: int) -> None:
     steps = 0
     for steps in range(0, 1000, stride):
-        with BatchServer(once_expired, polls=1) as server:
+        with one_step(), BatchServer(once_expired, polls=1) as server:
             user = user_of(tmp_path / str(steps), server, wait)
             pid = os.fork()
             if pid == 0:
@@ -105,7 +107,7 @@ def test_interrupted_before_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     steps = 0
     for steps in range(0, 1000, 2):
-        with BatchServer(once_expired, polls=1) as server, monkeypatch.context() as patch:
+        with one_step(), BatchServer(once_expired, polls=1) as server, monkeypatch.context() as patch:
             user = user_of(tmp_path / str(steps), server, True)
             before_each_step(patch, Countdown(steps, interrupt, main_only=True))
             interrupted = False

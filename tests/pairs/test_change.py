@@ -95,6 +95,12 @@ def test_every_accepted_correction_is_a_pair_or_dropped(gamma: float) -> None:
     assert all(pair.change_ratio <= gamma for pair in found.pairs)
 
 
+@pytest.mark.parametrize(("gamma", "kept"), [(0.25, 1), (0.249, 0)])
+def test_a_correction_at_gamma_itself_is_a_pair(gamma: float, kept: int) -> None:
+    found = make_pairs(*rows([("abcd", "abce", True)]), encode, gamma)
+    assert found.ratios == [0.25] and len(found.pairs) == kept
+
+
 def test_of_several_corrections_the_nearest_within_gamma_becomes_the_pair() -> None:
     problems, attempts, [first] = rows([("abcdefgh", "abcdwxyz", True)])
     texts = {0: "abcdwxyz", 1: "ab", 2: "abcdefgz", 3: "abcdefzz", 4: "abcdefgx"}  # 1 only deletes: eq. 1 gives it 0

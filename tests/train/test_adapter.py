@@ -30,6 +30,8 @@ from spot.train.command import main
 from spot.train.run import fit
 from spot.train.trainer import SpotConfig, SpotTrainer
 
+pytestmark = pytest.mark.slow
+
 
 def config(output: Path, **settings: Any) -> SpotConfig:
     defaults: dict[str, Any] = {

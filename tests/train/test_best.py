@@ -17,6 +17,8 @@ from spot.train.config import SpotConfig
 from spot.train.measuring import StepMeasure, Student
 from spot.train.trainer import SpotTrainer
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(Exception):
     """Stands for a kill."""

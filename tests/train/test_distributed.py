@@ -28,6 +28,8 @@ from spot.train.ranks import check_sharding, ranks_of
 from spot.train.tokenize import tokenize_pairs
 from spot.train.trainer import SpotConfig, SpotTrainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BETA = 0.05
 

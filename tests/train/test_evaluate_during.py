@@ -38,6 +38,8 @@ from spot.train.measuring import StepMeasure, Student, check_whole
 from spot.train.run import fit
 from spot.train.trainer import SpotConfig, SpotTrainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = [0, 2, 4, 6, 8, 9]
 """When a training of nine steps is measured every second one."""

@@ -36,6 +36,8 @@ from spot.train.tokenize import TokenizedPair
 from spot.train.trainer import SpotTrainer
 from spot.train.weights import disable_dropout
 
+pytestmark = pytest.mark.slow
+
 END = 258
 SHAPE: dict[str, Any] = {
     "vocab_size": 272,

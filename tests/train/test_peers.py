@@ -15,6 +15,8 @@ from spot.schema import Pair
 from spot.train.head import Tile, head_logps
 from spot.train.trainer import SpotConfig, SpotTrainer
 
+pytestmark = pytest.mark.slow
+
 PAIRS, A_STEP, STEPS = 20, 4, 10
 SETTINGS: dict[str, Any] = {
     "max_steps": STEPS,

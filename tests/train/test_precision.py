@@ -15,6 +15,8 @@ from spot.train.rows import as_preferences
 from spot.train.step import run_step
 from spot.train.tokenize import TokenizedPair, tokenize_pairs
 
+pytestmark = pytest.mark.slow
+
 LAB = Workload("lab", "lab", 16)
 
 

@@ -29,6 +29,8 @@ from spot.train.run import fit, notices
 from spot.train.tokenize import tokenize_pairs
 from spot.train.trainer import SpotConfig, SpotTrainer
 
+pytestmark = pytest.mark.slow
+
 
 def config(output: Path, **settings: Any) -> SpotConfig:
     defaults: dict[str, Any] = {

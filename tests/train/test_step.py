@@ -20,6 +20,8 @@ from spot.train.reference import Reference, compute_reference
 from spot.train.step import StepResult, run_step
 from spot.train.tokenize import TokenizedPair
 
+pytestmark = pytest.mark.slow
+
 DELTA = 0.4
 
 

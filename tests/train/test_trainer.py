@@ -23,6 +23,8 @@ from spot.train.logps import Scorer
 from spot.train.run import TrainResult, fit
 from spot.train.trainer import SpotConfig, SpotTrainer, StepSampler
 
+pytestmark = pytest.mark.slow
+
 # 10 pairs by 4 make three steps an epoch, the last one short: nine steps.
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 4,

@@ -13,6 +13,8 @@ from torch import tensor
 from spot.train.trainer import SpotConfig, SpotTrainer
 from spot.train.watch import Bound, Watch, advice
 
+pytestmark = pytest.mark.slow
+
 
 def heard(chosen: list[float], shift: list[float] | None = None, bound: float = 70.0) -> list[tuple[int, str, int]]:
     """What the watch says of a training: at which step, what, since when."""
