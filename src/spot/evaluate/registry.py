@@ -16,17 +16,17 @@ from spot.plugin import load_function, own_code
 from spot.schema import Dropped, Problem
 
 _PLACES = {
-    "aime24": "competition:AIME24",
-    "aime25": "competition:AIME25",
-    "amc23": "competition:AMC23",
+    "aime24": "mathematics:AIME24",
+    "aime25": "mathematics:AIME25",
+    "amc23": "mathematics:AMC23",
     "math500": "mathematics:MATH500",
     "minerva": "mathematics:MINERVA",
     "olympiadbench": "mathematics:OLYMPIADBENCH",
-    "gpqa": "gpqa:GPQA",
+    "gpqa": "choices:GPQA",
     "connect4": "connect4:CONNECT4",
     "ifeval": "ifeval:IFEVAL",
-    "truthfulqa": "truthfulqa:TRUTHFULQA",
-    "mmlu_pro": "mmlu_pro:MMLU_PRO",
+    "truthfulqa": "choices:TRUTHFULQA",
+    "mmlu_pro": "choices:MMLU_PRO",
 }
 BENCHMARKS = tuple(_PLACES)
 PAPER = BENCHMARKS[:9]
