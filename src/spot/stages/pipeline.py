@@ -30,7 +30,7 @@ from spot.schema import Attempt, Dropped, Pair, Problem, Rectification
 from spot.stages import steps as stages
 from spot.stages.opening import Asking, open_ledger, open_model, open_oracle, open_verifier
 from spot.terminal import say
-from spot.verify.pool import SHARED
+from spot.verify.pool import shared_process_ids
 
 if TYPE_CHECKING:
     from spot.evaluate.run import Exam
@@ -491,7 +491,7 @@ def peak_memory() -> int:
     no /proc. The system's own sum of ended children will not do: a child counts there from its parent's size on.
     """
     own = _peak_of("self") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-    return own + sum(_peak_of(worker) for worker in SHARED.process_ids())
+    return own + sum(_peak_of(worker) for worker in shared_process_ids())
 
 
 def _peak_of(process: int | str) -> int:

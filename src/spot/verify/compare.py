@@ -1,6 +1,7 @@
 r"""A known answer and another, compared as units, values and forms."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -21,6 +22,12 @@ _CONDITION = re.compile(
     re.DOTALL,
 )
 _BETWEEN = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*\\in\s*(?:\\left)?\s*[(\[\]]")
+
+
+def load() -> Callable[[str, str], Judgement]:
+    """`compare`, for a worker: its first call imports and builds what takes long."""
+    compare("x", "x")
+    return compare
 
 
 def compare(gold: str, answer: str) -> Judgement:
