@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spot.errors import UserError
-from spot.files.formats import Line, lines_of
+from spot.files.formats import lines_of, why_not_json
 from spot.plugin import described
 
 
@@ -95,19 +95,15 @@ def read_file(path: Path) -> list[dict[str, Any]]:
     """Rows of a file in any form that `spot.files.formats` knows. Raises `UserError` naming file and line."""
     rows: list[dict[str, Any]] = []
     for number, line in lines_of(path):
+        if isinstance(line, ValueError):
+            raise UserError(f"{path}:{number}: {line}")
         try:
-            row = json.loads(_text(line))
+            row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}:{number}: {error if isinstance(line, ValueError) else 'not JSON'}") from None
+            raise UserError(f"{path}:{number}: {why_not_json(line, str(error))}") from None
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number}: not a JSON object")
         rows.append(row)
     if not rows:
         raise UserError(f"{path}: no rows")
     return rows
-
-
-def _text(line: Line) -> str:
-    if isinstance(line, ValueError):
-        raise line
-    return line
