@@ -261,7 +261,8 @@ def test_a_user_s_templates(tmp_path: Path) -> None:
         ("gpqa: '{question}'", "the template of gpqa lacks the field {options}"),
         ("aime42: '{question}'", "unknown task 'aime42'; did you mean 'aime25'?"),
         ("- a", "must map names of tasks to templates"),
-        ("a: [", "not YAML"),
+        ("a: [", "not valid YAML"),
+        ("a: 2026-13-01", "not valid YAML .month must be in 1..12"),
     ]:
         path.write_text(text)
         with pytest.raises(UserError, match=message):
