@@ -234,7 +234,7 @@ def test_files_of_every_kind_and_what_is_said_of_broken_ones(tmp_path: Path) -> 
         with pytest.raises(UserError, match=message):
             read_file(tmp_path / f"x.{kind}")
     with pytest.raises(
-        UserError, match=r"no such file; put the rows of a/b \(gated\) there, or name another --data_dir"
+        UserError, match=r"no such file; put the rows of a/b \(gated\) there, or choose another --data_dir"
     ):
         Source("none.csv", "a/b", "0" * 40, note="gated").read(tmp_path)
 
@@ -247,7 +247,7 @@ def test_a_hub_that_cannot_be_reached_names_the_file_to_give(monkeypatch: pytest
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(
-        UserError, match="cannot be read from the hub .*give a directory that has aime24/test.jsonl with"
+        UserError, match="cannot be read from the hub .*set --data_dir to a directory with aime24/test.jsonl"
     ):
         benchmark("aime24").problems(None)
 

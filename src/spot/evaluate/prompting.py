@@ -1,4 +1,4 @@
-"""How benchmarks ask: a template with fields in braces, ours or one of the user's file."""
+"""Prompt templates of benchmarks, with fields in braces: ours, or the user's from a YAML file."""
 
 import difflib
 import re
@@ -29,9 +29,9 @@ def fill(template: str, **values: str) -> str:
 
 
 def read_prompts(path: Path, tasks: "list[Task]") -> dict[str, str]:
-    """The user's templates by task, from a YAML file; those of other tasks in it are left alone.
+    """The user's templates by task, from a YAML file, which may have more than `tasks` need.
 
-    Raises `UserError` where the file cannot be read, or a template lacks a field without which nothing is asked.
+    Raises `UserError` where the file cannot be read, or a template lacks a required field.
     """
     raw = read_yaml(path)
     if not isinstance(raw, dict) or not all(isinstance(text, str) for text in raw.values()):

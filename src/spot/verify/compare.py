@@ -1,4 +1,4 @@
-r"""A known answer and another, compared as units, values and forms."""
+r"""Whether an answer is the known one: their units, their values, and their form."""
 
 import re
 from collections.abc import Callable
@@ -64,9 +64,9 @@ def _without_condition(text: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def _in_one_unit(known: Quantity, given: Quantity) -> list[tuple[str, str]]:
-    """The pairs of values one of which must be equal; none where the units measure different things.
+    """Pairs of values; the answer is right if one pair is equal. None where the units measure different things.
 
-    A unit on one side only is left out. Per cent and degrees then also count as what they stand for.
+    A unit that only one side has is ignored; a per cent or degree sign then also counts as its factor.
     """
     gold, value = known.value, given.value
     for sign, factor in (("%", r"\frac{1}{100}"), ("degree", r"\frac{\pi}{180}")):

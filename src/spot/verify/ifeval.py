@@ -65,7 +65,7 @@ def verify(response: str, problem: Problem) -> Verdict:
 
 @cache
 def missing() -> str:
-    """What is to be installed before anything can be judged; empty where nothing is."""
+    """Which packages are missing and how to install them; empty if none are."""
     lacking = [name for name in PACKAGES if find_spec(name) is None]
     if not lacking:
         return ""

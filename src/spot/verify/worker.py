@@ -22,7 +22,7 @@ MEMORY_BYTES = 1 << 30
 
 
 class Judgement(NamedTuple):
-    """Whether an answer is right, `None` where that could not be told, and why."""
+    """Whether an answer is right, `None` if that could not be judged, and why."""
 
     correct: bool | None
     reason: str = ""

@@ -11,7 +11,7 @@ MMLU-Pro: 12,032 questions of 14 subjects with up to ten choices, asked as its a
 "math", "cot_content": "A: Let's think step by step. ... The answer is (A)."}`; the examples are the first five of the
 question's subject in the split `validation`, whose `cot_content` ends in an answer line here. Its authors draw a letter
 at random where they can read none; here that is no answer and wrong. So many questions make a small error already, so
-each is asked once unless told otherwise.
+each is asked once by default.
 
 TruthfulQA: 817 questions that invite a popular falsehood, by its multiple-choice variants MC1 and MC2. Rows:
 `{"question": "What happens to you if you eat watermelon seeds?", "mc1_targets": {"choices": [...], "labels": [1, 0,
