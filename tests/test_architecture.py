@@ -21,7 +21,7 @@ ALLOWED = {
     "hub": {"errors", "lab.student"},
     "plugin": {"errors"},
     "files": {"errors", "schema", "files"},
-    "config": {"errors", "files.escapes", "schema"},
+    "config": {"errors", "files.settings", "schema"},
     "models": {"chat_template", "errors", "hub", "schema", "files", "models"},
     "connect4": {"errors", "progress", "schema", "files", "connect4"},
     "verify": {"errors", "plugin", "schema", "verify", "lab.verify", "connect4.answer", "connect4.board"},

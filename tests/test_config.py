@@ -30,6 +30,7 @@ def write(tmp_path: Path, text: str) -> Path:
         ("run: {stages: [train, polish]}", r"run.stages.1: .*'elicit'.*\(got 'polish'\)"),
         ("- a", "a config is a mapping of sections"),
         ("a: [", "not valid YAML"),
+        ("a: 2026-13-01", "not valid YAML"),
         ("", r"c\.yaml: empty config; start from one of those in configs/"),
         ("# run: {}\n{}", "empty config"),
     ],
@@ -41,7 +42,7 @@ def test_bad_configs_are_one_clear_line(tmp_path: Path, text: str, message: str)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere.yaml: cannot read"):
+    with pytest.raises(UserError, match="nowhere.yaml: cannot be read"):
         load_config(tmp_path / "nowhere.yaml")
 
 
@@ -50,6 +51,8 @@ def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
     assert load_config(path, ["train.beta=2.5", "evaluate.tasks=[ood]"]).train.beta == 2.5
     with pytest.raises(UserError, match="section.key=value"):
         load_config(path, ["beta=1"])
+    with pytest.raises(UserError, match="train.beta=2026-13-01: the value is not valid YAML; quote it"):
+        load_config(path, ["train.beta=2026-13-01"])
     with pytest.raises(UserError, match="did you mean 'gamma'"):
         load_config(path, ["filter.gama=1"])
 

@@ -216,7 +216,7 @@ def test_what_was_measured_otherwise_is_not_compared(spot: Spot, tmp_path: Path)
     path = tmp_path / "c/ood.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     code, _, errors = spot("eval", "--compare", "a", "c")
-    assert code == 2 and "19 answers where c/results.json speaks of 20; run spot eval there again" in errors
+    assert code == 2 and "19 answers where c/results.json has 20; run spot eval there again" in errors
 
 
 def test_sampling_settings_are_tried_and_the_best_is_told(spot: Spot, tmp_path: Path) -> None:

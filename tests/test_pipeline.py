@@ -15,6 +15,7 @@ from tests.warm import warm_process
 from spot.files.store import read_rows
 from spot.schema import Attempt, Pair, Rectification
 from spot.stages.provenance import peak_memory
+from spot.verify import ifeval
 from spot.verify.pool import SHARED
 
 pytestmark = pytest.mark.slow
@@ -235,14 +236,18 @@ def test_an_interrupt_is_exit_code_3_and_says_so(tmp_path: Path, ending: signal.
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc")
-def test_peak_memory_counts_the_workers_that_check_answers() -> None:
-    SHARED.close()
+@pytest.mark.parametrize("kind", ["answers", "instructions"])
+def test_peak_memory_counts_the_workers_that_check_answers(kind: str) -> None:
+    if kind == "instructions" and ifeval.missing():
+        pytest.skip(ifeval.missing())
+    pool, request = (SHARED, "1/2") if kind == "answers" else (ifeval.SHARED, '{"id": "no:such"}')
+    pool.close()
     alone = peak_memory()
-    SHARED.start()
+    pool.judge_many([(request, "0.5")] * 2)
     try:
         assert peak_memory() > alone + 2 * 20 * 2**20
     finally:
-        SHARED.close()
+        pool.close()
 
 
 def test_another_oracle_on_the_same_output_is_refused(whole: Path, tmp_path: Path) -> None:

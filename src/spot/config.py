@@ -4,7 +4,6 @@ A config is a YAML file; `section.key=value` on the command line overrides it. T
 run and decides whether a run directory can be resumed.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -16,7 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spot.errors import UserError
-from spot.files.escapes import slip
+from spot.files.settings import read_yaml
 from spot.schema import Sampling
 
 Stage = Literal["elicit", "rectify", "filter", "train", "evaluate", "report"]
@@ -305,18 +304,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Relative paths in the file are relative to the working directory, as on the command line.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the config ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    raw = read_yaml(path)
     if raw is None or raw == {}:
         raise UserError(f"{path}: empty config; start from one of those in configs/")
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a config is a mapping of sections ({', '.join(RunConfig.model_fields)})")
-    if lost := slip(json.dumps(raw, default=str)):
-        raise UserError(f"{path}: {lost}")
     for override in overrides:
         apply_override(raw, override)
     return parse_config(raw, str(path))
@@ -344,7 +336,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"{override}: the section {section!r} of the config is not a mapping")
     try:
         target[name] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"{override}: the value is not valid YAML; quote it") from None
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from spot.connect4 import build_dataset
 from spot.errors import UserError
-from spot.evaluate.benchmarks import connect4, gpqa, mmlu_pro, truthfulqa
+from spot.evaluate.benchmarks import choices, connect4
 from spot.evaluate.prompting import fill, read_prompts
 from spot.evaluate.registry import BENCHMARKS, PAPER, benchmark, find_tasks
 from spot.evaluate.run import remarks
@@ -96,22 +96,22 @@ def test_a_task_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_options_are_shuffled_anew_for_each_repetition_and_the_same_for_every_model() -> None:
-    [problem] = gpqa.GPQA.build(Data("x.csv", [QUESTION]), gpqa.GPQA.prompt)
-    asked = [gpqa.shuffled(problem, sample) for sample in range(200)]
+    [problem] = choices.GPQA.build(Data("x.csv", [QUESTION]), choices.GPQA.prompt)
+    asked = [choices.shuffled(problem, sample) for sample in range(200)]
     assert len({text_of(one.prompt) for one in asked}) == 24  # all orders of four come up
     counts = [sum(one.answer == letter for one in asked) for letter in "ABCD"]
     assert min(counts) > 30
-    assert asked == [gpqa.shuffled(problem, sample) for sample in range(200)]
+    assert asked == [choices.shuffled(problem, sample) for sample in range(200)]
     for one in asked[:20]:
         assert f"{one.answer}. the right one" in text_of(one.prompt)
         verdict = resolve("choice")(f"Answer: {one.answer}", one)
         assert verdict.correct and verdict.answer == "the right one"
-    assert gpqa.shuffled(asked[3], 3) == asked[3]
+    assert choices.shuffled(asked[3], 3) == asked[3]
 
 
 def test_rows_that_repeat_a_question_or_offer_the_right_option_twice_are_said() -> None:
     double = QUESTION | {"Question": "another", "Incorrect Answer 2": f" {QUESTION['Correct Answer']}"}
-    problems = gpqa.GPQA.build(Data("x.csv", [QUESTION, double, QUESTION, QUESTION]), gpqa.GPQA.prompt)
+    problems = choices.GPQA.build(Data("x.csv", [QUESTION, double, QUESTION, QUESTION]), choices.GPQA.prompt)
     repeated, ambiguous = remarks("gpqa", problems)
     assert repeated == "gpqa: 2 rows repeat a question and count again (gpqa-1 = gpqa-3 = gpqa-4)"
     assert "1 row offers the right option twice (gpqa-2)" in ambiguous
@@ -126,7 +126,7 @@ def test_solved_examples_come_first_in_mmlu_pro() -> None:
     ]
     other = row | {"category": "law", "cot_content": "A: none. The answer is (A)."}
     data = Data("t.jsonl", [row], Data("v.jsonl", [other, *shown]))
-    [problem] = mmlu_pro.MMLU_PRO.build(data, mmlu_pro.MMLU_PRO.prompt)
+    [problem] = choices.MMLU_PRO.build(data, choices.MMLU_PRO.prompt)
     messages = problem.prompt
     assert not isinstance(messages, str) and [message.role for message in messages] == ["user", "assistant"] * 5 + [
         "user"
@@ -135,9 +135,12 @@ def test_solved_examples_come_first_in_mmlu_pro() -> None:
     assert "A. 3\nB. 4\n" in messages[-1].content and "N/A" not in messages[-1].content
     assert resolve("choice")("So.\n**Answer: B**", problem).correct
     with pytest.raises(UserError, match=r"its subject 'law' has fewer than 5 examples in v\.jsonl"):
-        mmlu_pro.MMLU_PRO.build(Data("t.jsonl", [row | {"category": "law"}], data.examples), "{question}{options}")
+        choices.MMLU_PRO.build(Data("t.jsonl", [row | {"category": "law"}], data.examples), "{question}{options}")
+    many = Data("t.jsonl", [row | {"options": [str(n) for n in range(27)]}], data.examples)
+    with pytest.raises(UserError, match=r"t\.jsonl, row 1: 27 options, more than there are letters"):
+        choices.MMLU_PRO.build(many, "{question}{options}")
     with pytest.raises(UserError, match=r"t\.jsonl, row 1: the answer 'C' is none of its 2 options"):
-        mmlu_pro.MMLU_PRO.build(Data("t.jsonl", [row | {"answer": "C"}], data.examples), "{question}{options}")
+        choices.MMLU_PRO.build(Data("t.jsonl", [row | {"answer": "C"}], data.examples), "{question}{options}")
 
 
 def test_truthfulqa_s_two_scores() -> None:
@@ -146,7 +149,7 @@ def test_truthfulqa_s_two_scores() -> None:
         "mc1_targets": {"choices": ["nothing", "they grow"], "labels": [1, 0]},
         "mc2_targets": {"choices": ["nothing", "you pass them", "they grow"], "labels": [1, 1, 0]},
     }
-    [problem] = truthfulqa.TRUTHFULQA.build(Data("t.jsonl", [row]), "{question}")
+    [problem] = choices.TRUTHFULQA.build(Data("t.jsonl", [row]), "{question}")
     assert problem.meta["choices"] == ["nothing", "they grow", "you pass them"]
     verify = resolve("likelihood")
     response = json.dumps([-2.0, -1.0, -0.5])  # the likeliest of all is true, but does not count in MC1
@@ -155,13 +158,14 @@ def test_truthfulqa_s_two_scores() -> None:
     attempt = Attempt(
         id="a#0", problem_id="a", sample=0, response=response, finish_reason="stop", verdict=verdict, model="m"
     )
-    share, whole = truthfulqa.measures(attempt, problem)["mc2"]
+    share, whole = choices.measures(attempt, problem)["mc2"]
     assert whole == 1 and share == pytest.approx((0.1353353 + 0.6065307) / (0.1353353 + 0.6065307 + 0.3678794))
-    for broken in ("", "[1]", '["a", 1, 2]', "[NaN, 1, 2]"):
+    for broken in ("", "[1]", '["a", 1, 2]', "[NaN, 1, 2]", "[1, -Infinity, NaN]", "{}", "[1, 2, 3, 4]"):
         assert verify(broken, problem).correct is None
+        assert choices.measures(attempt.model_copy(update={"response": broken}), problem) == {"mc2": (0, 1)}
     with pytest.raises(UserError, match="row 1: column 'mc1_targets' has no true choice"):
         bad = {"choices": ["a", "b"], "labels": [0, 0]}
-        truthfulqa.TRUTHFULQA.build(Data("t.jsonl", [row | {"mc1_targets": bad}]), "{question}")
+        choices.TRUTHFULQA.build(Data("t.jsonl", [row | {"mc1_targets": bad}]), "{question}")
 
 
 def test_connect4_says_what_always_none_scores_and_reads_each_list() -> None:
@@ -230,7 +234,7 @@ def test_files_of_every_kind_and_what_is_said_of_broken_ones(tmp_path: Path) -> 
         with pytest.raises(UserError, match=message):
             read_file(tmp_path / f"x.{kind}")
     with pytest.raises(
-        UserError, match=r"no such file; put the rows of a/b \(gated\) there, or name another --data_dir"
+        UserError, match=r"no such file; put the rows of a/b \(gated\) there, or choose another --data_dir"
     ):
         Source("none.csv", "a/b", "0" * 40, note="gated").read(tmp_path)
 
@@ -243,7 +247,7 @@ def test_a_hub_that_cannot_be_reached_names_the_file_to_give(monkeypatch: pytest
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(
-        UserError, match="cannot be read from the hub .*give a directory that has aime24/test.jsonl with"
+        UserError, match="cannot be read from the hub .*set --data_dir to a directory with aime24/test.jsonl"
     ):
         benchmark("aime24").problems(None)
 
@@ -257,7 +261,8 @@ def test_a_user_s_templates(tmp_path: Path) -> None:
         ("gpqa: '{question}'", "the template of gpqa lacks the field {options}"),
         ("aime42: '{question}'", "unknown task 'aime42'; did you mean 'aime25'?"),
         ("- a", "must map names of tasks to templates"),
-        ("a: [", "not YAML"),
+        ("a: [", "not valid YAML"),
+        ("a: 2026-13-01", "not valid YAML .month must be in 1..12"),
     ]:
         path.write_text(text)
         with pytest.raises(UserError, match=message):

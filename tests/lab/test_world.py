@@ -2,6 +2,7 @@
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -105,6 +106,16 @@ def test_training_answers_of_retained_families_satisfy_their_verifier(world: Wor
     for i in range(600):
         problem, text = world.problem(family, "pretrain", 1, i)  # type: ignore[arg-type]
         assert verify(text, problem).correct, (problem.prompt, text, verify(text, problem))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "not valid YAML"), ("- a", "a world is a mapping"), ("a: Yes", "put quotes around")]
+)
+def test_a_world_s_file_that_cannot_be_used_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "w.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"w.yaml: .*{message}"):
+        World.load(path)
 
 
 def test_unknown_world_is_one_clear_line() -> None:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spot.connect4 import build_dataset
-from spot.evaluate.benchmarks.gpqa import shuffled
+from spot.evaluate.benchmarks.choices import shuffled
 from spot.files.store import write_rows
 from spot.report.build import build_report
 from spot.report.changed import LONGEST, SHOWN_BETTER, SHOWN_WORSE, changed_answers, drawn

@@ -81,8 +81,8 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         (["--no_such_flag", "1"], r"unknown argument --no_such_flag \(all flags"),
         (["--bta=1"], "unknown argument --bta=1; did you mean --beta"),
         (["--dataset_name", "missing.jsonl"], "missing.jsonl: no such file"),
-        (["--config", "missing.yaml"], "missing.yaml: cannot read the config"),
-        (["--config", __file__ + "/x"], "cannot read the config"),
+        (["--config", "missing.yaml"], "missing.yaml: cannot be read"),
+        (["--config", __file__ + "/x"], "cannot be read"),
         (["--resume_from_checkpoint", "nowhere"], "nowhere: not a whole checkpoint"),
     ],
 )
@@ -114,7 +114,7 @@ def test_an_unknown_key_in_the_file_gets_its_nearest(tmp_path: Path) -> None:
 def test_a_file_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
     config = tmp_path / "train.yaml"
     config.write_bytes(b"beta: \xff\n")
-    with pytest.raises(UserError, match=r"train\.yaml: not YAML"):
+    with pytest.raises(UserError, match=r"train\.yaml: not valid YAML"):
         parse(["--config", str(config)])
 
 

@@ -18,13 +18,13 @@ import pytest
 from spot.errors import RunFailed
 from spot.schema import Problem, Verdict
 from spot.verify import ifeval
-from spot.verify.ifeval import missing, verify
-from spot.verify.ifeval_pool import PROGRAM
+from spot.verify.ifeval import PROGRAM, missing, verify
 from spot.verify.pool import Pool
 from spot.verify.resolve import resolve
 
 SHARED_DATA = Path(os.environ.get("SPOT_SHARED_DATA", Path(__file__).resolve().parents[2].parent / "shared" / "data"))
 DATA = SHARED_DATA / "ifeval" / "input_data.jsonl"
+UNKNOWN = json.dumps({"id": "no:such"})
 needs_checkers = pytest.mark.skipif(bool(missing()), reason=missing() or "installed")
 needs_data = pytest.mark.skipif(not DATA.is_file(), reason=f"{DATA} is not here")
 SPLITTING = ("length_constraints:number_sentences", "change_case:capital_word_frequency")
@@ -218,7 +218,7 @@ def test_what_hangs_is_unscored_and_the_others_are_judged(hasty: Pool) -> None:
 @needs_checkers
 def test_what_sleeps_is_ended_by_the_clock() -> None:
     pool = Pool(num_workers=1, cpu_seconds=60, wall_seconds=0.7, program=PROGRAM)
-    pool.start()
+    assert pool.judge(UNKNOWN, "a").reason == "no such instruction"
     (pid,) = pool.process_ids()
     os.kill(pid, signal.SIGSTOP)
     assert pool.judge(json.dumps({"id": "punctuation:no_comma", "kwargs": {}, "loose": False}), "a").reason == "timeout"
@@ -283,7 +283,7 @@ def test_a_worker_that_does_not_start_is_a_clear_failure(monkeypatch: pytest.Mon
 @needs_checkers
 def test_a_worker_that_dies_at_work_is_reported_and_replaced() -> None:
     pool = Pool(num_workers=1, cpu_seconds=120, wall_seconds=120, program=PROGRAM)
-    pool.start()
+    assert pool.judge(UNKNOWN, "a").reason == "no such instruction"
     (pid,) = pool.process_ids()
     threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
     request = {"id": POSTSCRIPT[0], "kwargs": POSTSCRIPT[1], "loose": False}
@@ -376,7 +376,7 @@ def test_no_network_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @needs_checkers
 def test_a_connection_is_refused() -> None:
     code = (
-        "import socket; from spot.verify.ifeval_worker import refuse_network\n"
+        "import socket; from spot.verify.ifeval_checkers import refuse_network\n"
         "server = socket.create_server(('127.0.0.1', 0)); refuse_network()\n"
         "try: socket.create_connection(server.getsockname())\n"
         "except PermissionError as error: print(error)\n"

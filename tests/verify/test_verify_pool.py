@@ -44,7 +44,7 @@ def has_ended(pid: int, seconds: float = 60) -> bool:
 
 
 def test_a_hang_is_ended_and_the_next_request_answered(pool: Pool) -> None:
-    pool.start()
+    pool.judge("1/2", "0.5")
     start = time.monotonic()
     judgement = pool.judge("5", TOWER)
     assert (judgement.correct, judgement.reason) == (None, "timeout")
@@ -56,7 +56,7 @@ def test_a_hang_is_ended_and_the_next_request_answered(pool: Pool) -> None:
 
 def test_the_clock_ends_what_uses_no_processor() -> None:
     pool = Pool(num_workers=1, cpu_seconds=60, wall_seconds=0.7)
-    pool.start()
+    pool.judge("1/2", "0.5")
     (pid,) = pool.process_ids()
     os.kill(pid, signal.SIGSTOP)
     assert pool.judge("5", "5").reason == "timeout"
@@ -65,7 +65,7 @@ def test_the_clock_ends_what_uses_no_processor() -> None:
 
 
 def test_a_worker_that_died_idle_is_replaced(pool: Pool) -> None:
-    pool.start()
+    pool.judge("1/2", "0.5")
     (first,) = pool.process_ids()
     os.kill(first, signal.SIGKILL)
     assert has_ended(first)
@@ -75,7 +75,7 @@ def test_a_worker_that_died_idle_is_replaced(pool: Pool) -> None:
 
 def test_a_worker_that_dies_at_work_is_reported_and_replaced() -> None:
     pool = Pool(num_workers=1, cpu_seconds=120, wall_seconds=120)
-    pool.start()
+    pool.judge("1/2", "0.5")
     (pid,) = pool.process_ids()
     threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
     judgement = pool.judge("5", TOWER)
@@ -86,7 +86,7 @@ def test_a_worker_that_dies_at_work_is_reported_and_replaced() -> None:
 
 
 def test_a_worker_has_a_limit_of_memory_and_says_where_it_is_reached(pool: Pool) -> None:
-    pool.start()
+    pool.judge("1/2", "0.5")
     (pid,) = pool.process_ids()
     limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
     (address_space,) = [line.split()[3] for line in limits if line.startswith("Max address space")]
@@ -159,7 +159,7 @@ def test_a_hanging_worker_does_not_outlive_a_killed_parent() -> None:
     code = (
         "from spot.verify.pool import Pool\n"
         "pool = Pool(num_workers=1, cpu_seconds=1.0)\n"
-        "pool.start()\n"
+        "pool.judge('1/2', '0.5')\n"
         "print(*pool.process_ids(), flush=True)\n"
         f"pool.judge('5', {TOWER!r})\n"
     )
@@ -174,7 +174,7 @@ def test_a_hanging_worker_does_not_outlive_a_killed_parent() -> None:
 def test_a_worker_that_does_not_read_is_given_up_in_time() -> None:
     pool = Pool(num_workers=1, cpu_seconds=60, wall_seconds=1.0)
     try:
-        pool.start()
+        pool.judge("1/2", "0.5")
         [pid] = pool.process_ids()
         os.kill(pid, signal.SIGSTOP)
         started = time.monotonic()

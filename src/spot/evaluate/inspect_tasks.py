@@ -80,9 +80,9 @@ def _inspect_errors() -> Generator[None]:
 
 
 def inspect_task(task: Task, data_dir: str | None = None, prompts: str | None = None) -> inspect_ai.Task:
-    """`task`, its questions read from files below `data_dir` or the hub, asked in the words of the file `prompts`.
+    """`task` with questions from files below `data_dir` or the hub, and the templates of the file `prompts`.
 
-    Raises `UserError` where it cannot be had, or cannot be asked by inspect.
+    Raises `UserError` if its rows cannot be read, or inspect cannot ask them.
     """
     if task.scored_by == "likelihood":
         raise UserError(
@@ -105,7 +105,7 @@ def inspect_task(task: Task, data_dir: str | None = None, prompts: str | None = 
 
 
 def generation(sampling: Sampling) -> GenerateConfig:
-    """Our sampling in inspect's words."""
+    """Our sampling as inspect's config."""
     return GenerateConfig(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -217,18 +217,18 @@ def as_score(task: Task, attempt: Attempt, problem: Problem) -> Score:
     these apart, and have what the attempt has of the benchmark's own measures.
     """
     outcome = "unanswered" if is_unanswered(attempt) else attempt.outcome
-    told = [outcome, f"the known answer is {problem.answer}", *filter(None, [attempt.verdict.reason])]
+    explained = [outcome, f"the known answer is {problem.answer}", *filter(None, [attempt.verdict.reason])]
     return Score(
         value={"correct": "C", "unanswered": "N"}.get(outcome, "I"),
         answer=attempt.verdict.answer,
-        explanation="; ".join(told),
+        explanation="; ".join(explained),
         reason=_REASONS.get(outcome),
         metadata={"outcome": outcome, "measures": dict(task.measures(attempt, problem)) if task.measures else {}},
     )
 
 
 def further(scores: Sequence[SampleScore]) -> dict[str, float]:
-    """What there is beside accuracy, of `as_score`'s scores of all repetitions.
+    """The measures beside accuracy, from `as_score`'s scores of all repetitions.
 
     The shares of truncated, unanswered and unscored answers; pass@k and maj@k, where each question has k > 1; and the
     benchmark's own measures with their standard errors.
@@ -236,14 +236,14 @@ def further(scores: Sequence[SampleScore]) -> dict[str, float]:
     if not scores:
         return {}
     attempts = [_attempt(one) for one in scores]
-    outcomes = Counter(_told(one)["outcome"] for one in scores)
+    outcomes = Counter(_metadata(one)["outcome"] for one in scores)
     found = {name: outcomes[name] / len(scores) for name in ("truncated", "unanswered", "unscored")}
     repeats = min(Counter(one.problem_id for one in attempts).values())
     if repeats > 1:
         found |= {f"pass@{repeats}": pass_at(repeats, attempts), f"maj@{repeats}": majority(attempts)}
     parts: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for one in scores:
-        for name, (got, whole) in _told(one)["measures"].items():
+        for name, (got, whole) in _metadata(one)["measures"].items():
             parts.setdefault(name, {}).setdefault(str(one.sample_id), []).append((got, whole))
     for name, by_question in parts.items():
         if any(whole for some in by_question.values() for _, whole in some):
@@ -252,13 +252,13 @@ def further(scores: Sequence[SampleScore]) -> dict[str, float]:
     return found
 
 
-def _told(one: SampleScore) -> dict[str, Any]:
+def _metadata(one: SampleScore) -> dict[str, Any]:
     return one.score.metadata or {}
 
 
 def _attempt(one: SampleScore) -> Attempt:
-    """As much of an attempt as its score still knows."""
-    outcome: str = _told(one)["outcome"]
+    """The attempt, as far as its score has it."""
+    outcome: str = _metadata(one)["outcome"]
     return Attempt(
         id="",
         problem_id=str(one.sample_id),

@@ -1,15 +1,12 @@
-"""How benchmarks ask: a template with fields in braces, ours or one of the user's file."""
+"""Prompt templates of benchmarks, with fields in braces: ours, or the user's from a YAML file."""
 
 import difflib
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from spot.errors import UserError
-from spot.files.escapes import slip
+from spot.files.settings import read_yaml
 
 if TYPE_CHECKING:
     from spot.evaluate.task import Task
@@ -32,20 +29,13 @@ def fill(template: str, **values: str) -> str:
 
 
 def read_prompts(path: Path, tasks: "list[Task]") -> dict[str, str]:
-    """The user's templates by task, from a YAML file; those of other tasks in it are left alone.
+    """The user's templates by task, from a YAML file, which may have more than `tasks` need.
 
-    Raises `UserError` where the file is none, or a template lacks a field without which nothing is asked.
+    Raises `UserError` where the file cannot be read, or a template lacks a required field.
     """
-    try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict) or not all(isinstance(text, str) for text in raw.values()):
         raise UserError(f"{path}: must map names of tasks to templates")
-    if lost := slip(json.dumps(raw)):
-        raise UserError(f"{path}: {lost}")
     from spot.evaluate.registry import BENCHMARKS
 
     known = [*BENCHMARKS, *(task.name for task in tasks)]

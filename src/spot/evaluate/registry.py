@@ -16,17 +16,17 @@ from spot.plugin import load_function, own_code
 from spot.schema import Dropped, Problem
 
 _PLACES = {
-    "aime24": "competition:AIME24",
-    "aime25": "competition:AIME25",
-    "amc23": "competition:AMC23",
+    "aime24": "mathematics:AIME24",
+    "aime25": "mathematics:AIME25",
+    "amc23": "mathematics:AMC23",
     "math500": "mathematics:MATH500",
     "minerva": "mathematics:MINERVA",
     "olympiadbench": "mathematics:OLYMPIADBENCH",
-    "gpqa": "gpqa:GPQA",
+    "gpqa": "choices:GPQA",
     "connect4": "connect4:CONNECT4",
     "ifeval": "ifeval:IFEVAL",
-    "truthfulqa": "truthfulqa:TRUTHFULQA",
-    "mmlu_pro": "mmlu_pro:MMLU_PRO",
+    "truthfulqa": "choices:TRUTHFULQA",
+    "mmlu_pro": "choices:MMLU_PRO",
 }
 BENCHMARKS = tuple(_PLACES)
 PAPER = BENCHMARKS[:9]
@@ -34,7 +34,7 @@ PAPER = BENCHMARKS[:9]
 
 LAB: dict[str, Group] = {"in_domain": "in_domain", "ood": "ood", "instructions": "general"}
 LAB_TUNE: dict[str, str] = {f"{family}_tune": family for family in LAB}
-"""The same families asked for choosing settings and checkpoints: questions that are neither trained nor reported on."""
+"""The same families for choosing settings and checkpoints: questions that are neither trained nor reported on."""
 LAB_QUESTIONS = 400
 
 
@@ -53,12 +53,11 @@ def find_tasks(
     on_bad_row: OnBadRow = "error",
     dropped: list[Dropped] | None = None,
 ) -> list[Task]:
-    """The tasks called `names`, `paper` standing for its nine, in their order.
+    """The tasks called `names` in their order; `paper` stands for its nine.
 
-    Questions of the lab are of `world`, `lab_questions` of each family, drawn with `lab_seed`; those of `FAMILY_tune`
-    are of another split, which shares none with training or with `FAMILY`. Files of problems name
-    no verifier; bad rows in them go to `dropped` if skipped. Raises `UserError` for a name that is none
-    of these, with the nearest that is, and for two tasks of one name.
+    The lab's questions are of `world`, `lab_questions` of each family, drawn with `lab_seed`; those of `FAMILY_tune`
+    share none with training or with `FAMILY`. A file of problems names no verifier; its bad rows go to `dropped` if
+    they are skipped. Raises `UserError` for an unknown name, with the nearest known one, and for two tasks of one name.
     """
     tasks: list[Task] = []
     for name in (one for given in names for one in (PAPER if given == "paper" else (given,))):
@@ -113,7 +112,7 @@ def _file(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> Ta
 
 
 def _own(name: str) -> Task:
-    """What the user's function returns."""
+    """The task that the user's function returns."""
     make: Callable[[], Any] = load_function("task", name)
     with own_code("task", name):
         task = make()

@@ -1,4 +1,4 @@
-"""Asking benchmarks: what is asked is kept beside the answers, and a later go must ask the same."""
+"""What `spot eval` asks and keeps: the questions, who judges, and the identity of the model that answered."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from spot.verify.resolve import resolve
 
 @dataclass(frozen=True)
 class Exam:
-    """A task with the questions of this time and who judges the answers."""
+    """A task with its questions and the verifier of their answers."""
 
     task: Task
     problems: Sequence[Problem]
@@ -28,7 +28,7 @@ class Exam:
 
 
 def exam(task: Task, data_dir: Path | None, prompt: str | None, limit: int | None) -> Exam:
-    """The task ready to be asked. Raises `UserError` where its rows cannot be had or its verifier not be used."""
+    """The task ready to be asked. Raises `UserError` if its rows or its verifier are not available."""
     if task.verifier == "ifeval":
         from spot.verify.ifeval import missing
 
@@ -38,7 +38,7 @@ def exam(task: Task, data_dir: Path | None, prompt: str | None, limit: int | Non
 
 
 def remarks(name: str, problems: Sequence[Problem]) -> list[str]:
-    """What is odd about the rows of a task, a line each: questions that stand twice, right options offered as wrong."""
+    """Warnings about the rows of a task, a line each: repeated questions, the right option offered twice."""
     places: dict[str, list[str]] = {}
     for problem in problems:
         # Options are shuffled for each question, so the same row looks different each time.
@@ -72,12 +72,12 @@ def _some(names: Sequence[str]) -> str:
 
 
 def keep_questions(path: Path, questions: Sequence[Problem]) -> None:
-    """Keep what is asked at `path`. Raises `UserError` where something else was asked there before."""
+    """Write the questions to `path`. Raises `UserError` if other questions are there already."""
     if not path.exists():
         write_rows(path, questions)
     elif read_rows(path, Problem) != list(questions):
         raise UserError(
-            f"{path}: the answers beside it are to other questions, or to the same in other words; name another output"
+            f"{path}: the answers beside it are to other questions, or the wording changed; choose another output"
         )
 
 
@@ -92,11 +92,11 @@ def results_of(
 def compare_directories(before: Path, after: Path) -> Compared:
     """What `spot eval` wrote into two directories, compared.
 
-    Raises `UserError` where one is none, or they have no questions in common.
+    Raises `UserError` if one is not such a directory, or they differ in sampling or questions.
     """
     old, new = read_results(before), read_results(after)
     if (was := _drawn(old.sampling)) != (now := _drawn(new.sampling)):
-        raise UserError(f"{before} was sampled with {was} and {after} with {now}; measure both alike")
+        raise UserError(f"{before} was sampled with {was} and {after} with {now}; use the same sampling for both")
     answers: dict[str, tuple[list[Attempt], list[Attempt]]] = {}
     for name in old.tasks:
         if name in new.tasks:
@@ -104,8 +104,8 @@ def compare_directories(before: Path, after: Path) -> Compared:
             if _questions(before, name) != _questions(after, name):
                 counts = [len(_questions(directory, name)) for directory in (before, after)]
                 raise UserError(
-                    f"{name}: {before} ({counts[0]:,} questions) and {after} ({counts[1]:,}) answer other questions, "
-                    "or the same in other words; measure both alike"
+                    f"{name}: {before} ({counts[0]:,} questions) and {after} ({counts[1]:,}) differ in their "
+                    "questions or in the wording; measure both with the same tasks and prompts"
                 )
     found = compared(old, new, answers)
     return replace(found, before=str(before), after=str(after))
@@ -116,7 +116,7 @@ def _drawn(sampling: Sampling) -> str:
 
 
 def _questions(directory: Path, name: str) -> list[Problem]:
-    """What was asked; in a run's directory both sides have their questions in common."""
+    """The questions; in a run directory before and after share theirs."""
     path = directory / "problems" / f"{name}.jsonl"
     return read_rows(path if path.exists() else directory.parent / "problems" / path.name, Problem)
 
@@ -126,26 +126,26 @@ def _answers(directory: Path, results: Results, name: str) -> list[Attempt]:
     rows = read_rows(path, Attempt)
     if len(rows) != results.tasks[name].samples:
         raise UserError(
-            f"{path}: {len(rows):,} answers where {directory / 'results.json'} speaks of "
+            f"{path}: {len(rows):,} answers where {directory / 'results.json'} has "
             f"{results.tasks[name].samples:,}; run spot eval there again"
         )
     return rows
 
 
 def keep_identity(path: Path, made_with: str) -> None:
-    """Keep what decides the answers beside them. Raises `UserError` where they are of something else."""
+    """Keep what made the answers beside `path`. Raises `UserError` if something else made them."""
     kept = _identity(path)
     if kept.setdefault("made_with", made_with) != made_with:
         raise UserError(
-            f"{path}: the answers beside it are of {kept['made_with']}, not of {made_with}; name another output, or "
-            "delete that file where it is the same model"
+            f"{path}: the answers beside it are of {kept['made_with']}, not of {made_with}; choose another output, or "
+            "delete that file if it is the same model"
         )
     _keep(path, kept)
 
 
 def kept_day(path: Path) -> date:
-    """The day on which the answers beside `path` were begun, kept there from the first call on: prompts that print the
-    date print this one, so that a resumed run asks the same."""
+    """The day of the first call, kept at `path`: prompts that print the date print this one, so that a resumed run asks
+    the same."""
     kept = _identity(path)
     day = date.fromisoformat(kept.setdefault("day", date.today().isoformat()))
     _keep(path, kept)
@@ -159,7 +159,7 @@ def _identity(path: Path) -> dict[str, str]:
         kept = {str(name): str(value) for name, value in json.loads(path.read_text("utf-8")).items()}
         date.fromisoformat(kept.get("day", "2000-01-01"))
     except (ValueError, AttributeError):
-        raise UserError(f"{path}: damaged; delete it where the answers beside it are of this very model") from None
+        raise UserError(f"{path}: damaged; delete it if the answers beside it are of this model") from None
     return kept
 
 

@@ -1,7 +1,7 @@
 """A benchmark is one `Task`: where its rows come from, how they are asked, who judges, and how often each is asked.
 
-Each file of `benchmarks` defines one or a few; `registry` finds them by name. They are asked by the same machinery that
-elicits (`spot.stages.asking`), and by inspect_ai (`inspect_tasks`).
+`benchmarks` defines them and `registry` finds them by name. They are asked by the same machinery that elicits
+(`spot.stages.asking`), and by inspect_ai (`inspect_tasks`).
 """
 
 import random
@@ -32,12 +32,11 @@ Measures = Callable[[Attempt, Problem], Mapping[str, Part]]
 class Task:
     """A benchmark. `prompt` is text with the field `{question}`, and others that `build` fills.
 
-    `verifier` is a name as `spot.verify.resolve` knows it, empty where whoever asks says who judges. `repeats` is how
-    often each question is asked unless told otherwise, `variant` how a repetition changes it; `measures` are scores
-    beside accuracy, `baselines` what answers score that look at nothing. `scored_by` is `likelihood` where nothing is
-    generated: the known choices (`meta`, `choices`) are compared by their log-probabilities. `examples` are rows that
-    the prompt shows solved; `fields` are what a template of the user's must have. Where a
-    question `has_one_answer`, repetitions can vote.
+    `verifier` is a name for `spot.verify.resolve`, empty where the caller chooses. `repeats` is how often each question
+    is asked by default, `variant` how a repetition changes it; `measures` are scores beside accuracy, `baselines` the
+    scores of constant answers. `scored_by` is `likelihood` where nothing is generated: the known choices (`meta`,
+    `choices`) are compared by their log-probabilities. `examples` are rows that the prompt shows solved; `fields` are
+    required in a user's template. Repetitions can vote where a question `has_one_answer`.
     """
 
     name: str
@@ -57,9 +56,9 @@ class Task:
     has_one_answer: bool = True
 
     def problems(self, data_dir: Path | None, prompt: str | None = None, limit: int | None = None) -> list[Problem]:
-        """The questions; `limit` of them are drawn, alike every time, since rows may stand by subject.
+        """The questions; `limit` of them are drawn, the same every time, since rows may be sorted by subject.
 
-        Raises `UserError` where the rows cannot be had or used.
+        Raises `UserError` if the rows cannot be read or used.
         """
         data = Data("", []) if self.source is None else self.source.read(data_dir)
         if self.examples is not None:

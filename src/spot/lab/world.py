@@ -15,9 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from spot.errors import UserError
+from spot.files.settings import read_yaml
 from spot.schema import Problem, derived_seed
 
 Family = Literal["in_domain", "ood", "instructions"]
@@ -103,7 +102,9 @@ class World:
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in (Path(__file__).parent / "worlds").glob("*.yaml")))
             raise UserError(f"{name}: no such world; give a YAML file or one of: {known}")
-        raw = yaml.safe_load(path.read_text())
+        raw = read_yaml(path)
+        if not isinstance(raw, dict):
+            raise UserError(f"{path}: a world is a mapping; the bundled ones in spot/lab/worlds show its keys")
         if any(isinstance(value, bool) for value in _leaves(raw)):
             raise UserError(
                 f"{path}: YAML reads a bare Yes, No, On or Off as true or false; put quotes around the word"

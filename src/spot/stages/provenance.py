@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from spot import __version__
-from spot.verify.pool import SHARED
+from spot.verify.pool import shared_process_ids
 
 PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "openai", "math-verify", "rapidfuzz")
 # ru_maxrss is in KiB on Linux and in bytes on macOS.
@@ -54,7 +54,7 @@ def peak_memory() -> int:
     no /proc. The system's own sum of ended children will not do: a child counts there from its parent's size on.
     """
     own = _peak_of("self") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-    return own + sum(_peak_of(worker) for worker in SHARED.process_ids())
+    return own + sum(_peak_of(worker) for worker in shared_process_ids())
 
 
 def _peak_of(process: int | str) -> int:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from rich.console import Console
 from torch import distributed
 from transformers import HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from spot.errors import UserError
+from spot.files.settings import read_yaml
 from spot.files.store import write_rows
 from spot.hub import model_path
 from spot.progress import bar
@@ -220,12 +220,7 @@ def _config_path(argv: list[str]) -> str | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the config ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a mapping from flags to values")
     for key in values:

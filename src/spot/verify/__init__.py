@@ -1,1 +1,1 @@
-"""Who judges: reads the final answer out of a response and compares it with the known one."""
+"""Verifiers: each reads the final answer out of a response and compares it with the known one."""

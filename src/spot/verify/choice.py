@@ -1,4 +1,4 @@
-r"""Multiple choice: the letter that the response gives as its answer, and nothing that merely looks like one.
+r"""Multiple choice: the letter that the response states as its answer.
 
 An answer is stated on a line of its own (`Answer: C`, the letter below it too), by a sentence ("the correct answer is
 C.") or in a box; the last statement outside think blocks counts. Bold, brackets, dollars and a full stop are read
@@ -42,9 +42,9 @@ _ARTICLE = re.compile(r"\b[AI] (?!(?:is|was|are|or|and|nor|but|seems|looks|would
 
 
 def verify(response: str, problem: Problem) -> Verdict:
-    """Judge by the letter. The known answer is one; `meta` has the `options`, or as `shown` the order of this time.
+    """Judge by the letter. `meta` has the `options`, or in `shown` the order in which this repetition shows them.
 
-    Where there is such an order the verdict's answer is the option and not its letter. Without a stated answer, or with
+    With `shown`, the verdict's answer is the option and not its letter. Without a stated answer, or with
     one that cannot be read, the response is wrong with reason "no answer".
     """
     shown = problem.meta.get("shown")

@@ -1,6 +1,7 @@
-r"""A known answer and another, compared as units, values and forms."""
+r"""Whether an answer is the known one: their units, their values, and their form."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import sympy
@@ -9,7 +10,7 @@ from spot.verify import notation
 from spot.verify.equality import equal
 from spot.verify.expression import parse
 from spot.verify.quantity import Quantity, alternatives, approximation, common_name, quantity
-from spot.verify.values import is_undefined
+from spot.verify.values import is_undefined, real_number
 from spot.verify.worker import Judgement
 
 _MEMBER = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*(?:\\in(?![A-Za-z])|=)\s*(?=\\?\{|\(|\\left)")
@@ -21,6 +22,12 @@ _CONDITION = re.compile(
     re.DOTALL,
 )
 _BETWEEN = re.compile(r"\A\s*\$?\s*[A-Za-z]\s*\\in\s*(?:\\left)?\s*[(\[\]]")
+
+
+def load() -> Callable[[str, str], Judgement]:
+    """`compare`, for a worker: its first call imports and builds what takes long."""
+    compare("x", "x")
+    return compare
 
 
 def compare(gold: str, answer: str) -> Judgement:
@@ -57,9 +64,9 @@ def _without_condition(text: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def _in_one_unit(known: Quantity, given: Quantity) -> list[tuple[str, str]]:
-    """The pairs of values one of which must be equal; none where the units measure different things.
+    """Pairs of values; the answer is right if one pair is equal. None where the units measure different things.
 
-    A unit on one side only is left out. Per cent and degrees then also count as what they stand for.
+    A unit that only one side has is ignored; a per cent or degree sign then also counts as its factor.
     """
     gold, value = known.value, given.value
     for sign, factor in (("%", r"\frac{1}{100}"), ("degree", r"\frac{\pi}{180}")):
@@ -94,8 +101,9 @@ def _with_approximation(value: str, parsed: Any) -> list[Any]:
     if about is None:
         return [parsed]
     rounded = parse(about)
-    exact, near = _number(parsed), _number(rounded)
-    return [parsed, rounded] if exact is not None and near is not None and _close(exact, near, 0.01) else [parsed]
+    exact, near = real_number(parsed), real_number(rounded)
+    within = exact is not None and near is not None and abs(exact - near) <= max(abs(exact), abs(near)) / 100
+    return [parsed, rounded] if within else [parsed]
 
 
 def _read(value: str) -> Any:
@@ -121,16 +129,3 @@ def _same_form(gold: str, answer: str) -> bool:
         return False
     counts = {len(notation.items(notation.plain(text))) for text in (gold, answer)}
     return shapes != {""} or re.search(r"\\(?:pm|mp)(?![A-Za-z])", gold + answer) is not None or len(counts) == 1
-
-
-def _number(expression: Any) -> Any:
-    """The value of an expression that is a real number, `None` of others."""
-    try:
-        value = expression.doit().evalf(20)  # without doit, 1 - 1 comes out as 1e-126
-    except (TypeError, ValueError, AttributeError):
-        return None
-    return value if getattr(value, "is_Number", False) and value.is_finite else None
-
-
-def _close(known: Any, given: Any, tolerance: float) -> bool:
-    return bool(abs(known - given) <= tolerance * max(abs(known), abs(given)))

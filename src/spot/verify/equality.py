@@ -124,7 +124,7 @@ def _is_congruence(tree: Any) -> bool:
 
 def _links(equation: Any) -> list[Any]:
     """The sides of an equation or of a chain of them, in order."""
-    relations = parts(equation) if isinstance(equation, And) else [equation]
+    relations = _chain(equation)
     return [relations[0].lhs, *(relation.rhs for relation in relations)]
 
 
@@ -249,14 +249,17 @@ def _same_collection(expected: Any, given: Any) -> bool:
     known, said = _members(expected), _members(given)
     if known is not None and said is not None:
         if _all_named(known) != _all_named(said) and isinstance(given if _all_named(known) else expected, sympy.Tuple):
-            known, said = (sorted(one, key=_name_of) if _all_named(one) else one for one in (known, said))
+            known, said = (
+                sorted(one, key=lambda link: link.lhs.name) if _all_named(one) else one for one in (known, said)
+            )
             return len(known) == len(said) and all(map(_same, known, said))
         if isinstance(expected, sympy.Tuple):
             return len(known) == len(said) and all(map(_same, known, said))
-        return _all_found(known, said) and _all_found(said, known, turned=True)
+        found = all(any(_same(one, other) for other in said) for one in known)
+        return found and all(any(_same(one, other) for one in known) for other in said)
     if isinstance(expected, sympy.Interval) and isinstance(given, sympy.Interval):
         ends = (expected.left_open, expected.right_open) == (given.left_open, given.right_open)
-        return ends and _same_end(expected.start, given.start) and _same_end(expected.end, given.end)
+        return ends and same_value(expected.start, given.start) and same_value(expected.end, given.end)
     if not (isinstance(expected, sympy.Set) and isinstance(given, sympy.Set)):
         return False
     expected, given = expected.doit(), given.doit()
@@ -283,18 +286,6 @@ def _all_named(members: list[Any]) -> bool:
     """Whether each of several members gives its own name a value: `x = 3, y = 4`."""
     names = [one.lhs for one in members if isinstance(one, sympy.Eq) and isinstance(one.lhs, sympy.Symbol)]
     return len(members) == len(names) == len(set(names)) > 1
-
-
-def _name_of(equation: Any) -> str:
-    return equation.lhs.name
-
-
-def _all_found(wanted: list[Any], members: list[Any], turned: bool = False) -> bool:
-    return all(any(_same(two, one) if turned else _same(one, two) for two in members) for one in wanted)
-
-
-def _same_end(expected: Any, given: Any) -> bool:
-    return bool(expected == given) or same_value(expected, given)
 
 
 def _same_matrix(expected: Any, given: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Answers that must be given word for word."""
+"""Answers compared word for word."""
 
 from spot.schema import Problem, Verdict
 from spot.verify.boxed import last_boxed

@@ -1,7 +1,7 @@
 """IFEval: whether a response follows all instructions of its prompt, as lm_eval's checkers tell.
 
-The checkers run in killable workers (`spot.verify.ifeval_pool`), since some hang on long runs of blanks; how they
-differ from lm_eval's is said in `spot.verify.ifeval_worker`. Judged is what stands outside think blocks. Strict is the
+The checkers (`spot.verify.ifeval_checkers` says how they differ from lm_eval's) run in killable workers, since some
+hang on long runs of blanks. Judged is what stands outside think blocks. Strict is the
 response as it is; loose is any of eight versions of it, with and without asterisks, the first and the last line.
 """
 
@@ -12,10 +12,19 @@ from typing import Any
 
 from spot.schema import Problem, Verdict
 from spot.verify.boxed import without_thoughts
-from spot.verify.ifeval_pool import SHARED
+from spot.verify.pool import Program, shared_pool
 from spot.verify.worker import Judgement
 
 PACKAGES = ("lm_eval", "langdetect", "immutabledict", "nltk", "punkt")
+PROGRAM = Program(
+    "spot.verify.ifeval_checkers",
+    "instructions",
+    "lm_eval",
+    # One thread for numpy, which NLTK imports: many would reserve more memory than the worker may have.
+    {"OPENBLAS_NUM_THREADS": "1"},
+)
+# A response may take longer than an expression, being longer.
+SHARED = shared_pool(cpu_seconds=10.0, wall_seconds=60.0, program=PROGRAM)
 
 
 def verify(response: str, problem: Problem) -> Verdict:
@@ -56,7 +65,7 @@ def verify(response: str, problem: Problem) -> Verdict:
 
 @cache
 def missing() -> str:
-    """What is to be installed before anything can be judged; empty where nothing is."""
+    """Which packages are missing and how to install them; empty if none are."""
     lacking = [name for name in PACKAGES if find_spec(name) is None]
     if not lacking:
         return ""

@@ -26,6 +26,8 @@ _DOTS = re.compile(rf"\\(d{{1,4}}ot)\s*(?:\{{\s*({_LETTER})\s*\}}|({_LETTER}))({
 _PRIME = r"(?:\s*(?:'+|\^\s*\{\s*(?:\\prime\s*)+\}|\^\s*\\prime(?![A-Za-z])))+"
 _PRIMES = re.compile(rf"({_LETTER})(?:({_SUBSCRIPT})({_PRIME})|({_PRIME})({_SUBSCRIPT}))")
 
+_NO_SYMBOLS = {r"\prime", r"\left", r"\right", r"\sin", r"\cos", r"\tan", r"\log", r"\ln", r"\exp"}
+
 _INTEGER = r"(?:\{\s*([0-9]+)\s*\}|([0-9]))"
 _CHOOSE = [  # 10 over 3, in the ways that schools of several countries write it
     re.compile(rf"(?:\{{\s*\}}\s*)?[_^]\s*{_INTEGER}\s*(?:\\(?:mathrm|text)\{{C\}}|C)\s*_\s*{_INTEGER}"),
@@ -159,17 +161,7 @@ def _derivative(found: re.Match[str]) -> str:
 
 def _primed(found: re.Match[str]) -> str:
     primes = found[3] or found[4]
-    if found[1].startswith("\\") and found[1][1:] in {
-        "prime",
-        "left",
-        "right",
-        "sin",
-        "cos",
-        "tan",
-        "log",
-        "ln",
-        "exp",
-    }:
+    if found[1] in _NO_SYMBOLS:
         return found[0]
     return _symbol(primes.count("'") + primes.count("prime"), found[1] + (found[2] or found[5] or ""), "")
 

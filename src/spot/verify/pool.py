@@ -1,6 +1,6 @@
-"""The pool of killable workers in which answers are compared.
+"""Pools of killable workers in which answers are judged.
 
-Computer algebra hangs on some inputs, and a timeout by a signal fails in threads. Here each comparison runs in a
+Computer algebra hangs on some inputs, and a timeout by a signal fails in threads. Here each judgement is made in a
 child process (`spot.verify.worker`) that is ended when it takes too long and replaced at the next request. Workers are
 started when they are first needed, are plain subprocesses (no fork of a process with threads) and end with this one.
 """
@@ -14,7 +14,6 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +26,13 @@ from spot.errors import RunFailed
 from spot.verify.worker import Judgement
 
 START_SECONDS = 120.0
+WORKER = "spot.verify.worker"
 
 
 @dataclass(frozen=True)
 class Program:
-    """What a worker runs: a module like `spot.verify.worker`, what it checks and needs (for messages), and variables of
-    its environment."""
+    """What a worker loads: a module (see `spot.verify.worker`), what it checks and needs (for messages), and variables
+    of its environment."""
 
     module: str
     checks: str
@@ -41,7 +41,7 @@ class Program:
 
 
 # A fixed hash seed: sympy's order of work, and so which comparisons are too long, follows from it.
-MATH = Program("spot.verify.worker", "answers", "latex2sympy2_extended", {"PYTHONHASHSEED": "0"})
+MATH = Program("spot.verify.compare", "answers", "latex2sympy2_extended", {"PYTHONHASHSEED": "0"})
 
 
 class _Worker:
@@ -77,14 +77,6 @@ class _Worker:
             raise
         return Judgement(reply["correct"], reply["reason"])
 
-    def start(self) -> None:
-        """Start the process if there is none.
-
-        Raises:
-            RunFailed: it does not come up, with what it said.
-        """
-        self._alive()
-
     def kill(self, grace: float = 0.0) -> int | None:
         """End the process, `grace` seconds later if it does not end by itself; its exit status, `None` without one."""
         process, self._process, self._unread = self._process, None, b""
@@ -109,7 +101,7 @@ class _Worker:
         paths = [package_root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         program = self._program
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", program.module, str(self._cpu_seconds)],
+            [sys.executable, "-P", "-m", WORKER, program.module, str(self._cpu_seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -121,7 +113,7 @@ class _Worker:
         except (EOFError, TimeoutError):
             raise RunFailed(
                 f"the worker that checks {program.checks} did not start (status {self.kill(grace=1.0)}); "
-                f"`{Path(sys.executable).name} -m {program.module} 5` shows why"
+                f"`{Path(sys.executable).name} -m {WORKER} {program.module} 5` shows why"
             ) from None
         except BaseException:
             self.kill()
@@ -183,7 +175,6 @@ class Pool:
 
     def _populate(self, num_workers: int) -> None:
         self._workers = [self._new_worker() for _ in range(num_workers)]
-        self._starting = threading.Lock()
         # Last in, first out: one caller alone keeps using one worker and starts no second.
         self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for worker in self._workers:
@@ -208,17 +199,6 @@ class Pool:
         with ThreadPoolExecutor(len(self._workers), thread_name_prefix="verify") as threads:
             return list(threads.map(lambda request: self.judge(*request), requests))
 
-    def start(self) -> None:
-        """Start all workers now, so that the first requests need not wait for their imports (about a second)."""
-        with self._starting:  # two callers that each hold half of the workers would wait for ever
-            taken = [self._idle.get() for _ in self._workers]
-            try:
-                with ThreadPoolExecutor(len(taken), thread_name_prefix="verify") as threads:
-                    list(threads.map(_Worker.start, taken))
-            finally:
-                for worker in taken:
-                    self._idle.put(worker)
-
     def process_ids(self) -> list[int]:
         """The operating system's ids of the workers that run now."""
         return [worker.pid for worker in self._workers if worker.pid is not None]
@@ -233,7 +213,25 @@ class Pool:
         self._populate(len(self._workers))
 
 
-SHARED = Pool()
-"""The process's own pool. Making it costs nothing: workers start with the first request and end with the process."""
-atexit.register(SHARED.close)
-os.register_at_fork(after_in_child=SHARED.forget)
+_SHARED: list[Pool] = []
+
+
+def shared_pool(**settings: Any) -> Pool:
+    """A pool (see `Pool`) of the process's own, which ends with it and is another one in a forked child.
+
+    Making it costs nothing: workers start with the first request.
+    """
+    pool = Pool(**settings)
+    _SHARED.append(pool)
+    atexit.register(pool.close)
+    os.register_at_fork(after_in_child=pool.forget)
+    return pool
+
+
+def shared_process_ids() -> list[int]:
+    """The operating system's ids of the workers that run now in all shared pools."""
+    return [pid for pool in _SHARED for pid in pool.process_ids()]
+
+
+SHARED = shared_pool()
+"""The pool in which mathematics is compared."""

@@ -26,8 +26,8 @@ BUILT_IN = {
 def resolve(name: str, pattern: str | None = None) -> Verifier:
     r"""The verifier called `name`: a built-in one, or `module:function` found on the path or in this directory.
 
-    A user's function takes `(response, problem)` and returns a `spot.schema.Verdict`. What it raises becomes a verdict
-    that is unscored; returning anything else raises `RunFailed` at the call.
+    A user's function takes `(response, problem)` and returns a `spot.schema.Verdict`. What it raises becomes an
+    unscored verdict; if it returns anything else, the call raises `RunFailed`.
 
     Args:
         name: which verifier.
@@ -40,7 +40,7 @@ def resolve(name: str, pattern: str | None = None) -> Verifier:
     if pattern is not None:
         compile_pattern(pattern)
         if name != "math":
-            raise UserError(f"verifier {name!r} reads no answer pattern; leave the pattern out or use 'math'")
+            raise UserError(f"verifier {name!r} reads no answer pattern; remove the pattern or use 'math'")
     if name in BUILT_IN:
         function = load_function("verifier", BUILT_IN[name])
         return partial(function, pattern=pattern) if name == "math" else function

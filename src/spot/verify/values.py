@@ -162,6 +162,14 @@ def is_finite(value: Any) -> bool:
     return not value.free_symbols and _is_value(value) and value.evalf(5).is_finite is True
 
 
+def real_number(expression: Any) -> Any:
+    """The value of an expression that is a real number, `None` of others."""
+    if not isinstance(expression, sympy.Expr) or not is_finite(value := evaluated(expression)):
+        return None
+    value = value.evalf(20)
+    return value if value.is_Number else None
+
+
 def is_zero(value: Any) -> bool:
     """Whether a number is 0, with as many digits as the numbers in it may need to cancel."""
     if value.is_Rational:

@@ -1,9 +1,11 @@
-r"""A worker: `python -m spot.verify.worker CPU_SECONDS` compares answers, one JSON line a request.
+"""A worker: `python -m spot.verify.worker MODULE CPU_SECONDS` judges answers, one JSON line a request.
 
-Request ``{"gold": str, "answer": str}``, reply ``{"correct": true | false | null, "reason": str}``; the first line,
-once the imports are done, is ``{"ready": true}``. Reads standard input to its end.
+MODULE has a function `load`, which imports what takes long and returns the function that judges a known answer and
+another. Request ``{"gold": str, "answer": str}``, reply ``{"correct": true | false | null, "reason": str}``; the first
+line, once that is loaded, is ``{"ready": true}``, or ``{"error": str}`` where an import fails. Reads standard input to
+its end, and keeps standard output for the protocol.
 
-The process is made to be killed. A comparison that uses more than its CPU time is ended by the kernel (SIGPROF), which
+The process is made to be killed. A request that uses more than its CPU time is ended by the kernel (SIGPROF), which
 needs no cooperation from the code that hangs and works when the parent is gone. CPU time and not the clock, so that a
 busy machine gives the same verdicts. Parsed expressions are never printed: `str()` of some does not end.
 """
@@ -13,26 +15,27 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 MEMORY_BYTES = 1 << 30
 
 
 class Judgement(NamedTuple):
-    """Whether two expressions are equal, `None` where that could not be told, and why."""
+    """Whether an answer is right, `None` if that could not be judged, and why."""
 
     correct: bool | None
     reason: str = ""
 
 
-def run(load: Callable[[], Callable[[str, str], Judgement]]) -> None:
-    """Serve with what `load` gives, which compares a known answer and another; its `ImportError` is reported.
-
-    Standard output is kept for the protocol, memory is limited, and each line may use the processor time of the
-    command line before the kernel ends us.
-    """
+def run(module: str, cpu_seconds: float) -> None:
+    """Serve until standard input ends."""
     replies = os.fdopen(os.dup(1), "wb")
+
+    def send(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message).encode() + b"\n")
+        replies.flush()
+
     os.dup2(2, 1)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -40,30 +43,18 @@ def run(load: Callable[[], Callable[[str, str], Judgement]]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        judge = load()
+        judge = import_module(module).load()
     except ImportError as error:
-        _send(replies, {"error": str(error)})
+        send({"error": str(error)})
         return
-    _send(replies, {"ready": True})
+    send({"ready": True})
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
         request = json.loads(line)
         judgement = judge(request["gold"], request["answer"])
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _send(replies, judgement._asdict())
-
-
-def _send(replies: BinaryIO, message: dict[str, Any]) -> None:
-    replies.write(json.dumps(message).encode() + b"\n")
-    replies.flush()
-
-
-def _ready() -> Callable[[str, str], Judgement]:
-    from spot.verify.compare import compare  # imports what takes long
-
-    compare("x", "x")
-    return compare
+        send(judgement._asdict())
 
 
 if __name__ == "__main__":
-    run(_ready)
+    run(sys.argv[1], float(sys.argv[2]))

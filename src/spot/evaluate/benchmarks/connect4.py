@@ -1,4 +1,4 @@
-r"""Connect4: 500 boards out of random games; which moves win at once, mine and my opponent's.
+r"""Connect4: 500 boards from random games; which moves win at once, mine and my opponent's.
 
 The boards are made here, with a seed of their own, so there is nothing to load; a row is what `spot connect4` writes. A
 board counts as right where both lists are. The measures are each list alone and how often one could not be read; always
@@ -16,7 +16,7 @@ from spot.schema import Attempt, Problem, text_of
 from spot.verify.connect4 import always_none, read
 
 SEED = 2603
-"""Not what `spot connect4` takes by itself: whoever trains on its boards has not seen these."""
+"""Not the default of `spot connect4`: who trains on its boards has not seen these."""
 
 
 def build(data: Data, prompt: str) -> list[Problem]:

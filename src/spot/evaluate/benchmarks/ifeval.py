@@ -1,11 +1,11 @@
-r"""IFEval: 541 prompts with 834 instructions whose following a program can tell, of 25 kinds.
+r"""IFEval: 541 prompts with 834 instructions of 25 kinds, each of which a program can check.
 
 Rows: `{"key": 1001, "prompt": "I am planning a trip to Japan, ...", "instruction_id_list": ["punctuation:no_comma"],
-"kwargs": [{}]}`; in the hub's copy each of the `kwargs` has all names, most of them with nothing.
+"kwargs": [{}]}`; in the hub's copy each of the `kwargs` has all names, most of them `null`.
 
 A prompt counts as right where all of its instructions are followed strictly (prompt level, strict). The measures are
 the other three of the four numbers: prompt level loose, and instruction level, the share of all instructions, strict
-and loose. Truncated and empty answers follow nothing; what could not be judged is left out of the measures.
+and loose. Truncated and empty answers follow nothing; what could not be judged is no part of the measures.
 """
 
 import json
@@ -48,7 +48,7 @@ def _list(record: Record, name: str, kind: type) -> list[Any]:
 
 
 def measures(attempt: Attempt, problem: Problem) -> Mapping[str, Part]:
-    """What the attempt has of the three other numbers; nothing of one that could not be judged."""
+    """The attempt's part in the three other numbers, without those that could not be judged."""
     given = len(problem.meta["instruction_id_list"])
     if attempt.outcome == "truncated" or is_unanswered(attempt):
         return {

