@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spot.evaluate.comparison import Accuracy, Change, TaskResult
 from spot.report.prose import account, duration, listed, one_line, outcome, percent, points, size
-from spot.report.summary import Accuracy, Change, Counts, Summary, TaskResult, read_summary
+from spot.report.summary import Counts, Summary, read_summary
 
 
 def task(before: float, after: float, low: float, high: float, n: int = 400) -> TaskResult:

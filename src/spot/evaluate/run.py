@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from spot.errors import UserError
-from spot.evaluate.comparison import Compared, compared
+from spot.evaluate.comparison import MARGIN, Compared, compared
 from spot.evaluate.results import Results, averages, read_results, task_score
 from spot.evaluate.task import Task
 from spot.files.disk import write_atomic
@@ -89,7 +89,7 @@ def results_of(
     return Results(model=model, sampling=sampling, tasks=scores, averages=averages(scores))
 
 
-def compare_directories(before: Path, after: Path) -> Compared:
+def compare_directories(before: Path, after: Path, margin: float = MARGIN) -> Compared:
     """What `spot eval` wrote into two directories, compared.
 
     Raises `UserError` where one is none, or they have no questions in common.
@@ -107,7 +107,7 @@ def compare_directories(before: Path, after: Path) -> Compared:
                     f"{name}: {before} ({counts[0]:,} questions) and {after} ({counts[1]:,}) answer other questions, "
                     "or the same in other words; measure both alike"
                 )
-    found = compared(old, new, answers)
+    found = compared(old, new, answers, margin=margin)
     return replace(found, before=str(before), after=str(after))
 
 

@@ -3,8 +3,9 @@
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+from spot.evaluate.comparison import Change, Comparison
 from spot.evaluate.statistics import direction
-from spot.report.summary import Change, Comparison, Summary
+from spot.report.summary import Summary
 
 MINUS = "\N{MINUS SIGN}"
 READINGS = {"rose": "rose", "fell": "fell", "level": "no change shown"}
