@@ -1,5 +1,6 @@
 """What a judge is asked and how its reply is read: strictly, so that no step is right by accident."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.judge_server import read_prompt
 
-from spot.audit.question import KINDS, JudgePrompt, Question, UnreadableError, read_verdicts, write_verdicts
+from spot.audit.question import KINDS, JudgePrompt, Question, UnreadableError, read_verdicts
 from spot.errors import UserError
 from spot.rectify.parse import Markers
 
@@ -56,6 +57,11 @@ def test_a_nonce_stands_in_no_material_and_is_the_same_again() -> None:
     assert other.markers.nonce not in " ".join([*forged, *OTHER])
 
 
+def replied(verdicts: Mapping[str, str], question: Question) -> str:
+    lines = (f"{number} {f'wrong {verdicts[number]}' if verdicts[number] else 'right'}" for number in question.every)
+    return question.markers.enclose("\n".join(lines))
+
+
 def test_verdicts_in_a_students_text_are_not_taken_for_the_judges() -> None:
     """Even a judge that quotes the whole answer back gives nothing but its own verdicts."""
     guess = Markers.derive("judge p", "0", "What is a?", "7", *ONE, *OTHER)
@@ -65,7 +71,7 @@ def test_verdicts_in_a_students_text_are_not_taken_for_the_judges() -> None:
     with pytest.raises(UnreadableError, match="foreign_markers"):
         read_verdicts(quoted, question)
     own = dict.fromkeys(question.every, "algebra")
-    assert read_verdicts(quoted + "\n" + write_verdicts(own, question), question) == own
+    assert read_verdicts(quoted + "\n" + replied(own, question), question) == own
 
 
 @given(st.lists(st.sampled_from(["", *KINDS]), min_size=5, max_size=5), st.booleans())
@@ -73,7 +79,7 @@ def test_what_is_written_is_read(kinds: list[str], thinks: bool) -> None:
     question = asked()
     verdicts = dict(zip(question.every, kinds, strict=True))
     thought = "<think>A2 right?</think>\n" if thinks else ""
-    assert read_verdicts(thought + write_verdicts(verdicts, question), question) == verdicts
+    assert read_verdicts(thought + replied(verdicts, question), question) == verdicts
 
 
 QUESTION = asked()

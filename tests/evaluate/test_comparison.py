@@ -92,9 +92,11 @@ def test_the_bootstrap_agrees_with_the_normal_approximation_where_that_holds() -
         [["1" if draw < chance else "0" for draw in row] for row in rng.random((400, 5))] for chance in (0.5, 0.6)
     )
     before, after = answers(old), answers(new)
-    found = compared(
-        results("a", {"t": ("ood", before)}), results("b", {"t": ("ood", after)}), {"t": (before, after)}
-    ).tasks["t"]
+    found = (
+        compared(results("a", {"t": ("ood", before)}), results("b", {"t": ("ood", after)}), {"t": (before, after)})
+        .tasks["t"]
+        .difference
+    )
     exact = compare(before, after)
     assert found.mean == pytest.approx(exact.mean)
     assert found.low == pytest.approx(exact.low, abs=0.004) and found.high == pytest.approx(exact.high, abs=0.004)
@@ -115,7 +117,7 @@ def test_the_order_of_questions_only_reorders_the_draws(order: list[int]) -> Non
 def compared_alone(old: Sequence[Sequence[str]], new: Sequence[Sequence[str]]) -> Change:
     before, after = answers(old), answers(new)
     pair = results("a", {"t": ("ood", before)}), results("b", {"t": ("ood", after)})
-    return compared(*pair, {"t": (before, after)}).tasks["t"]
+    return compared(*pair, {"t": (before, after)}).tasks["t"].difference
 
 
 def test_nothing_changed_is_no_certainty() -> None:
@@ -150,7 +152,7 @@ def test_one_that_rose_says_nothing_about_those_that_may_fall(n: int) -> None:
     ],
 )
 def test_what_an_interval_says_of_retention(low: float, high: float, verdict: str) -> None:
-    assert Change(0.5, 0.5, (low + high) / 2, low, high, 10, 1, 1).verdict(0.02) == verdict
+    assert Change(mean=(low + high) / 2, low=low, high=high, n=10).verdict(0.02) == verdict
 
 
 def three() -> tuple[Results, Results, dict[str, tuple[list[Attempt], list[Attempt]]]]:
@@ -175,14 +177,27 @@ def test_averages_are_means_of_tasks_and_carry_every_task_s_doubt() -> None:
         "general": 1,
         "all": pytest.approx(17 / 24),
     }
-    change = found.averages["in_domain"]
-    assert (change.before, change.after, change.mean) == (0.75, 1, 0.25)
-    alone, steady = found.tasks["aime"], found.tasks["amc"]
+    average = found.averages["in_domain"]
+    change = average.difference
+    assert (average.before, average.after, change.mean) == (0.75, 1, 0.25)
+    alone, steady = found.tasks["aime"].difference, found.tasks["amc"].difference
     assert steady.mean == 0 and steady.low < 0 < steady.high
     expected = math.hypot((alone.mean - alone.low) / 2, (steady.mean - steady.low) / 2)
     assert change.mean - change.low == pytest.approx(expected, rel=0.02)
-    assert found.averages["all"].mean == pytest.approx(np.mean([one.mean for one in found.tasks.values()]))
-    assert found.averages["all"].n == 150
+    assert found.averages["all"].difference.mean == pytest.approx(
+        np.mean([one.difference.mean for one in found.tasks.values()])
+    )
+    assert found.averages["all"].difference.n == 150
+
+
+@pytest.mark.parametrize("n", range(1, 60))
+@pytest.mark.parametrize(("old", "new"), [("0", "1"), ("1", "0")])
+def test_an_interval_past_the_ends_of_the_scale_is_cut_there(n: int, old: str, new: str) -> None:
+    rows = answers([[old]] * n), answers([[new]] * n)
+    before, after = (results("m", {"s": ("ood", side), "t": ("ood", side)}) for side in rows)
+    found = compared(before, after, {"s": rows, "t": rows})
+    for one in (*found.tasks.values(), *found.averages.values()):
+        assert -1 <= one.difference.low <= one.difference.mean <= one.difference.high <= 1
 
 
 def test_the_tables_have_the_paper_s_order_and_say_the_same() -> None:
@@ -190,12 +205,12 @@ def test_the_tables_have_the_paper_s_order_and_say_the_same() -> None:
     found = compared(before, after, rows)
     titles = [column.title for column in tables.columns(found)]
     assert titles == ["AIME", "AMC", "in-domain avg", "GPQA", "IFEVAL_X", "avg"]
-    text = tables.markdown(found, 0.02)
+    text = tables.markdown(found)
     assert "| **in-domain avg** | **75.0** | **100.0** | **+25.0 [" in text and "| lost | 30 |" in text
-    latex = tables.latex(found, 0.02)
+    latex = tables.latex(found)
     assert "| 10 | 0 | kept | 20 |" in text and r"$1\to0$ & 0 & 0 & 0 & 20 & 30 & 50 \\" in latex
     assert r"spot\_10\% & 100.0 & 100.0 & 100.0 &" in latex and latex.count("&") == 9 * 6
-    content = json.loads(tables.as_json(found, 0.02))
+    content = json.loads(tables.as_json(found))
     assert content["tasks"]["ifeval_x"]["verdict"] == "lost" and content["averages"]["in_domain"]["mean"] == 0.25
 
 

@@ -105,7 +105,7 @@ def test_an_accuracys_interval_holds_the_truth(n: int, samples: int, mean: float
 def change(before: np.ndarray, after: np.ndarray, samples: int) -> Change:
     drawn = difference_replicates(before, after, samples, np.random.default_rng(0))
     low, high = (float(bound) for bound in np.quantile(drawn, (LOW, HIGH)))
-    return Change(0, 0, 0, low, high, len(before), 0, 0)
+    return Change(mean=0.0, low=low, high=high, n=len(before))
 
 
 def test_of_all_that_rose_no_less_is_said_than_of_all_but_one() -> None:

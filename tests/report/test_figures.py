@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from spot.evaluate.comparison import Accuracy, Change, Comparison, TaskResult
 from spot.report.figures import (
     RATIO_BINS,
     Drawing,
@@ -17,7 +18,7 @@ from spot.report.figures import (
     series,
 )
 from spot.report.sheet import round_ticks
-from spot.report.summary import Accuracy, Change, ChangeRatios, Comparison, Counts, TaskResult
+from spot.report.summary import ChangeRatios, Counts
 from spot.report.svg import PALETTE, SENTINEL
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spot.evaluate.comparison import Accuracy, Change, TaskResult
 from spot.report.prose import account, duration, listed, one_line, outcome, percent, points, size
-from spot.report.summary import Accuracy, Change, Counts, Summary, TaskResult, read_summary
+from spot.report.summary import Counts, Summary, read_summary
 
 
 def task(before: float, after: float, low: float, high: float, n: int = 400) -> TaskResult:
@@ -34,14 +35,14 @@ def test_a_rise_is_claimed_only_where_the_interval_excludes_zero(summary: Summar
     )
     not_shown = said(summary, ood=task(0.5, 0.6, -0.02, 0.22))
     assert "rose" not in not_shown
-    assert "No change is shown on out-of-domain questions" in not_shown
-    assert "a fall of up to 2.0 points is not ruled out" in not_shown
+    assert "No significant change on out-of-domain questions" in not_shown
+    assert "a drop of up to 2.0 points is not ruled out" in not_shown
 
 
 def test_a_fall_is_said_as_plainly_as_a_rise(summary: Summary) -> None:
     text = said(summary, a=task(0.5, 0.6, 0.02, 0.18), b=task(0.9, 0.8, -0.12, -0.08))
     assert "Accuracy fell on b (90.0% to 80.0%, −10.0 points, 95% interval −12.0 to −8.0)." in text
-    assert "No fall" not in text
+    assert "No significant drop" not in text
 
 
 def test_a_slice_that_fell_is_not_hidden_by_its_task(summary: Summary) -> None:

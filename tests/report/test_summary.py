@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from spot.errors import UserError
+from spot.evaluate.comparison import Accuracy
 from spot.evaluate.statistics import Score
-from spot.report.summary import Accuracy, Summary, read_metrics, read_summary
+from spot.report.summary import Summary, read_metrics, read_summary
 
 MINIMAL = {
     "name": "x", "student": "s", "oracle": "o", "objective": "sft",

@@ -64,7 +64,7 @@ def test_readings_need_intervals_without_zero(summary: Summary) -> None:
         }
     )
     text = printed(summary.model_copy(update={"evaluation": {"a": fell}}))
-    assert "Rose: none. Fell: a. No change shown: none." in text
+    assert "Rose: none. Fell: a. No significant change: none." in text
 
 
 def test_a_run_that_stopped_is_called_unfinished(summary: Summary) -> None:

@@ -8,14 +8,8 @@ _MOST = 24
 """Bins on either side; the last reaches 2^23 tokens."""
 
 
-def bin_of(offset: int) -> int:
-    """The bin of a token `offset` tokens after the first edit: 0, 1, 2, 3-4, 5-8, 9-16, ... and so before it."""
-    place = (abs(offset) - 1).bit_length() + 1 if offset else 0
-    return place if offset >= 0 else -place
-
-
 def bounds(place: int) -> tuple[int, int]:
-    """The first and last offset of a bin."""
+    """The first and last offset of a bin: 0, 1, 2, 3-4, 5-8, ... tokens after the first edit, and so before it."""
     if place == 0:
         return 0, 0
     near, far = (1, 1) if abs(place) == 1 else (2 ** (abs(place) - 2) + 1, 2 ** (abs(place) - 1))

@@ -174,9 +174,3 @@ def read_verdicts(reply: str, question: Question) -> dict[str, str]:
     if len(verdicts) < len(asked):
         raise UnreadableError("incomplete")
     return verdicts
-
-
-def write_verdicts(verdicts: Mapping[str, str], question: Question) -> str:
-    """The reply that `read_verdicts` reads `verdicts` from."""
-    lines = (f"{number} {f'wrong {verdicts[number]}' if verdicts[number] else 'right'}" for number in question.every)
-    return question.markers.enclose("\n".join(lines))

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spot.errors import UserError
 from spot.evaluate.statistics import majority, pass_at, score, share
@@ -15,20 +16,25 @@ from spot.schema import Attempt, Problem, Sampling
 FILE = "results.json"
 
 
-class Shown(BaseModel):
-    """Base: immutable, no unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Measure(Shown):
-    """A score beside accuracy, from 0 to 1, and its standard error over questions."""
-
-    mean: float
-    stderr: float | None
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Signed = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 
 
-class TaskScore(Shown):
+class Part(BaseModel):
+    """Base: immutable, no unknown fields, no coercion between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Measure(Part):
+    """A score beside accuracy, and its standard error over questions where it has one."""
+
+    mean: Fraction
+    stderr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
+class TaskScore(Part):
     """A task's accuracy, the mean over `repeats` of each of `n` questions, with its 95% interval.
 
     Of the `samples`, those `truncated` and `unanswered` score 0, and so do those `unscored`; of the latter `failed` had
@@ -58,7 +64,7 @@ class TaskScore(Shown):
     baselines: dict[str, float] = {}
 
 
-class Results(Shown):
+class Results(Part):
     """One model on some tasks. `averages` are means of the tasks' means: of each group, and of all (`all`)."""
 
     model: str

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from spot.errors import UserError
-from spot.evaluate.comparison import Compared, compared
+from spot.evaluate.comparison import MARGIN, Compared, compared
 from spot.evaluate.results import Results, averages, read_results, task_score
 from spot.evaluate.task import Task
 from spot.files.disk import write_atomic
@@ -89,7 +89,7 @@ def results_of(
     return Results(model=model, sampling=sampling, tasks=scores, averages=averages(scores))
 
 
-def compare_directories(before: Path, after: Path) -> Compared:
+def compare_directories(before: Path, after: Path, margin: float = MARGIN) -> Compared:
     """What `spot eval` wrote into two directories, compared.
 
     Raises `UserError` if one is not such a directory, or they differ in sampling or questions.
@@ -107,7 +107,7 @@ def compare_directories(before: Path, after: Path) -> Compared:
                     f"{name}: {before} ({counts[0]:,} questions) and {after} ({counts[1]:,}) differ in their "
                     "questions or in the wording; measure both with the same tasks and prompts"
                 )
-    found = compared(old, new, answers)
+    found = compared(old, new, answers, margin=margin)
     return replace(found, before=str(before), after=str(after))
 
 

@@ -6,10 +6,10 @@ rows are the two models and their difference with its interval. Accuracies are i
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spot.evaluate.comparison import Change, Compared
+from spot.evaluate.comparison import Average, Change, Compared
 from spot.evaluate.results import Results
 from spot.evaluate.task import GROUPS
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A task, or an average of several; `change` says what became of it."""
+    """A task, or an average of several, before and after."""
 
     title: str
-    change: Change
+    result: Average
     is_average: bool
 
 
@@ -51,25 +51,29 @@ def points(change: Change) -> str:
 
 def moved(change: Change) -> tuple[str, str]:
     """How many questions went from wrong to right, and from right to wrong."""
-    return f"{change.gained:,}", f"{change.lost:,}"
+    return f"{change.gained or 0:,}", f"{change.lost or 0:,}"
 
 
-def markdown(found: Compared, margin: float) -> str:
+def _cells(result: Average) -> list[str]:
+    change = result.difference
+    return [percent(result.before), percent(result.after), points(change), *moved(change), str(result.verdict)]
+
+
+def markdown(found: Compared) -> str:
     """A table of Markdown: a row a task or average, since a difference with its interval is wide."""
     lines = [
         f"| | {found.before} | {found.after} | difference [95% interval] | 0->1 | 1->0 | "
-        f"within {100 * margin:g} points | n |",
+        f"within {100 * found.margin:g} points | n |",
         "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |",
     ]
     for column in columns(found):
-        change, bold = column.change, "**" if column.is_average else ""
-        shown = [percent(change.before), percent(change.after), points(change), *moved(change)]
-        cells = [*shown, change.verdict(margin), f"{change.n:,}"]
+        bold = "**" if column.is_average else ""
+        cells = [*_cells(column.result), f"{column.result.difference.n:,}"]
         lines.append(f"| {' | '.join(f'{bold}{cell}{bold}' for cell in (column.title, *cells))} |")
-    return "\n".join([*lines, "", *_notes(found, margin)]) + "\n"
+    return "\n".join([*lines, "", *_notes(found)]) + "\n"
 
 
-def latex(found: Compared, margin: float) -> str:
+def latex(found: Compared) -> str:
     """The same as LaTeX, in the paper's layout: a column a task or average (needs booktabs)."""
     made = columns(found)
     lines = [
@@ -78,18 +82,18 @@ def latex(found: Compared, margin: float) -> str:
         " & ".join(["", *(_escaped(column.title) for column in made)]) + r" \\",
         r"\midrule",
     ]
-    rows: list[tuple[str, Callable[[Change], str]]] = [
-        (_escaped(found.before), lambda change: percent(change.before)),
-        (_escaped(found.after), lambda change: percent(change.after)),
-        ("difference", lambda change: f"${100 * change.mean:+.1f}$"),
-        ("low", lambda change: f"${100 * change.low:+.1f}$"),
-        ("high", lambda change: f"${100 * change.high:+.1f}$"),
-        (r"$0\to1$", lambda change: moved(change)[0]),
-        (r"$1\to0$", lambda change: moved(change)[1]),
-        (f"within {100 * margin:g} points", lambda change: change.verdict(margin)),
+    rows: list[tuple[str, Callable[[Average], str]]] = [
+        (_escaped(found.before), lambda result: percent(result.before)),
+        (_escaped(found.after), lambda result: percent(result.after)),
+        ("difference", lambda result: f"${100 * result.difference.mean:+.1f}$"),
+        ("low", lambda result: f"${100 * result.difference.low:+.1f}$"),
+        ("high", lambda result: f"${100 * result.difference.high:+.1f}$"),
+        (r"$0\to1$", lambda result: moved(result.difference)[0]),
+        (r"$1\to0$", lambda result: moved(result.difference)[1]),
+        (f"within {100 * found.margin:g} points", lambda result: str(result.verdict)),
     ]
     for label, cell in rows:
-        lines.append(" & ".join([label, *(cell(column.change) for column in made)]) + r" \\")
+        lines.append(" & ".join([label, *(cell(column.result) for column in made)]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -98,16 +102,24 @@ def _escaped(text: str) -> str:
     return "".join(special.get(one, f"\\{one}" if one in "&%$#_{}" else one) for one in text)
 
 
-def as_json(found: Compared, margin: float) -> str:
+def as_json(found: Compared) -> str:
     """Everything, fractions from 0 to 1."""
 
-    def told(changes: Mapping[str, Change]) -> dict[str, Any]:
-        return {name: asdict(change) | {"verdict": change.verdict(margin)} for name, change in changes.items()}
+    def told(results: Mapping[str, Average]) -> dict[str, Any]:
+        return {
+            name: {
+                "before": result.before,
+                "after": result.after,
+                **result.difference.model_dump(),
+                "verdict": result.verdict,
+            }
+            for name, result in results.items()
+        }
 
     content = {
         "before": found.before,
         "after": found.after,
-        "margin": margin,
+        "margin": found.margin,
         "tasks": told(found.tasks),
         "averages": told(found.averages),
         "only_one": list(found.only_one),
@@ -115,20 +127,20 @@ def as_json(found: Compared, margin: float) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def _notes(found: Compared, margin: float) -> list[str]:
+def _notes(found: Compared) -> list[str]:
     notes = [
         "Accuracies in per cent, means over repetitions and questions; differences in points, paired by question, with "
         "95% intervals from a Bayesian bootstrap over the questions and one that was not asked. 0->1: questions that "
         "went from wrong to right; 1->0: from right to wrong (of several samples, right is more than half). "
-        f"Kept: a loss of more than {100 * margin:g} points can be excluded; lost: a loss is certain, and may be more "
-        "than that."
+        f"Kept: a loss of more than {100 * found.margin:g} points can be excluded; lost: a loss is certain, and may be "
+        "more than that."
     ]
     if found.only_one:
         notes.append(f"Only one of the two has: {', '.join(found.only_one)}.")
     return notes
 
 
-def print_comparison(found: Compared, margin: float, console: "Console") -> None:
+def print_comparison(found: Compared, console: "Console") -> None:
     """The comparison on a terminal."""
     from rich.table import Table
 
@@ -139,14 +151,11 @@ def print_comparison(found: Compared, margin: float, console: "Console") -> None
     table.add_column("difference", no_wrap=True)
     for name in ("0->1", "1->0"):
         table.add_column(name, justify="right")
-    table.add_column(f"within {100 * margin:g}", no_wrap=True)
+    table.add_column(f"within {100 * found.margin:g}", no_wrap=True)
     for column in columns(found):
-        change = column.change
-        shown = [percent(change.before), percent(change.after), points(change), *moved(change)]
-        cells = [*shown, change.verdict(margin)]
-        table.add_row(column.title, *cells, style="bold" if column.is_average else None)
+        table.add_row(column.title, *_cells(column.result), style="bold" if column.is_average else None)
     console.print(table)
-    for note in _notes(found, margin):
+    for note in _notes(found):
         console.print(note, style="dim", highlight=False)
 
 

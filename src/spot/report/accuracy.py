@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from spot.evaluate.comparison import Accuracy, Average, Comparison
+from spot.evaluate.results import Measure
 from spot.evaluate.statistics import direction
 from spot.evaluate.task import GROUPS
 from spot.report import prose
-from spot.report.summary import Accuracy, Average, Comparison, Measure, Summary
+from spot.report.summary import Summary
 
 _AVERAGE_OF_ALL = "Average of all"
 _NONE = "–"

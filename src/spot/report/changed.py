@@ -9,6 +9,7 @@ from typing import Literal
 from spot.connect4.board import COLUMNS, ROWS, Board, Cell
 from spot.connect4.draw import draw
 from spot.errors import UserError
+from spot.evaluate.comparison import TaskResult
 from spot.evaluate.registry import BENCHMARKS, benchmark
 from spot.evaluate.statistics import question_means
 from spot.files.store import read_rows
@@ -16,7 +17,6 @@ from spot.report.diff import Span, marked
 from spot.report.evaluation import SIDES
 from spot.report.examples import Piece, fitted, optional_problems, question_pieces, shortened
 from spot.report.prose import one_line, title
-from spot.report.summary import TaskResult
 from spot.schema import Attempt, Problem, text_of
 
 SHOWN_WORSE, SHOWN_BETTER = 20, 10

@@ -10,15 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spot.errors import UserError
-from spot.evaluate import comparison
-from spot.evaluate.comparison import MARGIN, Compared
+from spot.evaluate.comparison import MARGIN, Accuracy, Average, Comparison, Measured, TaskResult, compared
 from spot.evaluate.registry import LAB
-from spot.evaluate.results import FILE, Results, TaskScore, read_results, task_score
+from spot.evaluate.results import FILE, Measure, Results, TaskScore, read_results, task_score
 from spot.evaluate.source import Data
 from spot.evaluate.statistics import score
 from spot.evaluate.task import GROUPS, Task
 from spot.files.store import read_rows
-from spot.report.summary import Accuracy, Average, Change, Comparison, Measure, Measured, TaskResult
 from spot.schema import Attempt, Problem, Sampling
 
 SIDES = ("before", "after")
@@ -50,13 +48,13 @@ def evaluated(run: Path, margin: float = MARGIN) -> Evaluated:
         _results(run / "eval" / side, {name: both[place] for name, both in answers.items()}, notes)
         for place, side in enumerate(SIDES)
     )
-    found = comparison.compared(old, new, {name: answers[name] for name in old.tasks})
+    found = compared(old, new, {name: answers[name] for name in old.tasks}, margin=margin)
     parts = _parts(run, answers)
     of_parts = _compared_parts(parts, margin)
     called = Counter(found.titles.values())
     tasks: dict[str, TaskResult] = {}
     for name in sorted(found.tasks, key=lambda name: list(GROUPS).index(found.groups[name])):
-        told = _comparison(answers[name], found.tasks[name], margin)
+        told = _comparison(answers[name], found.tasks[name])
         tasks[name] = TaskResult(
             **dict(told),
             slices={part: of_parts[name, part] for part in parts.get(name, {})},
@@ -65,7 +63,7 @@ def evaluated(run: Path, margin: float = MARGIN) -> Evaluated:
             measures=_measures(old.tasks[name], new.tasks[name]),
             baselines=new.tasks[name].baselines,
         )
-    return Evaluated(tasks, _averages(found, margin), not_paired, notes)
+    return Evaluated(tasks, dict(found.averages), not_paired, notes)
 
 
 def _both(run: Path, name: str) -> tuple[list[Attempt], list[Attempt]] | None:
@@ -123,43 +121,18 @@ def _compared_parts(
     for name, of_task in parts.items():
         if of_task:
             results = _as_results({part: _plain(part, both[1]) for part, both in of_task.items()})
-            found = comparison.compared(results, results, of_task)
-            told |= {(name, part): _comparison(both, found.tasks[part], margin) for part, both in of_task.items()}
+            found = compared(results, results, of_task, margin=margin)
+            told |= {(name, part): _comparison(both, found.tasks[part]) for part, both in of_task.items()}
     return told
 
 
-def _comparison(
-    both: tuple[Sequence[Attempt], Sequence[Attempt]], change: comparison.Change, margin: float
-) -> Comparison:
+def _comparison(both: tuple[Sequence[Attempt], Sequence[Attempt]], found: Average) -> Comparison:
     return Comparison(
         before=Accuracy(**asdict(score(both[0]))),
         after=Accuracy(**asdict(score(both[1]))),
-        difference=_change(change),
-        verdict=change.verdict(margin),
+        difference=found.difference,
+        verdict=found.verdict,
     )
-
-
-def _change(change: comparison.Change) -> Change:
-    # Rounding may carry an end past the scale.
-    return Change(
-        mean=change.mean,
-        low=max(-1.0, change.low),
-        high=min(1.0, change.high),
-        n=change.n,
-        better=change.better,
-        worse=change.worse,
-        gained=change.gained,
-        lost=change.lost,
-    )
-
-
-def _averages(found: Compared, margin: float) -> dict[str, Average]:
-    return {
-        name: Average(
-            before=change.before, after=change.after, difference=_change(change), verdict=change.verdict(margin)
-        )
-        for name, change in found.averages.items()
-    }
 
 
 def _measures(old: TaskScore, new: TaskScore) -> dict[str, Measured]:
@@ -175,4 +148,4 @@ def _side_measures(one: TaskScore) -> dict[str, Measure]:
         found[f"pass@{one.repeats}"] = Measure(mean=one.pass_at[one.repeats])
         if one.majority is not None:
             found[f"maj@{one.repeats}"] = Measure(mean=one.majority)
-    return found | {name: Measure(mean=value.mean, stderr=value.stderr) for name, value in one.measures.items()}
+    return found | one.measures

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from spot.evaluate.comparison import Accuracy, Comparison, TaskResult
 from spot.evaluate.statistics import interval
 from spot.report.prose import one_line, percent, plural, points, reason_title, title, whole
 from spot.report.sheet import SMALL, TEXT, Mark, Sheet, rendered, round_ticks
-from spot.report.summary import Accuracy, ChangeRatios, Comparison, Counts, TaskResult
+from spot.report.summary import ChangeRatios, Counts
 from spot.report.svg import SENTINEL, inline, standalone
 
 if TYPE_CHECKING:

@@ -3,11 +3,12 @@
 import unicodedata
 from collections.abc import Mapping, Sequence
 
+from spot.evaluate.comparison import Change, Comparison
 from spot.evaluate.statistics import direction
-from spot.report.summary import Change, Comparison, Summary
+from spot.report.summary import Summary
 
 MINUS = "\N{MINUS SIGN}"
-READINGS = {"rose": "rose", "fell": "fell", "level": "no change shown"}
+READINGS = {"rose": "rose", "fell": "fell", "level": "no significant change"}
 FEW_QUESTIONS = 30
 MANY_TASKS = 5  # from here on a sentence names the changes alone and leaves the intervals to the table
 # The lab's families: in tables and figures, and in a sentence.
@@ -141,13 +142,13 @@ def outcome(summary: Summary) -> list[str]:
         worst = min(groups["level"], key=lambda name: results[name].difference.low)
         possible = f"{-100 * results[worst].difference.low:.1f} points"
         why = (
-            f"these intervals include zero, and a fall of up to {possible} ({worst})"
+            f"these intervals include zero, and a drop of up to {possible} ({worst})"
             if len(moves) > 1
-            else f"the interval includes zero, and a fall of up to {possible}"
+            else f"the interval includes zero, and a drop of up to {possible}"
         )
-        sentences.append(f"No change is shown {listed(moves)}: {why} is not ruled out.")
+        sentences.append(f"No significant change {listed(moves)}: {why} is not ruled out.")
     if len(results) > 1 and not groups["fell"]:
-        sentences.append("No fall is shown on any task.")
+        sentences.append("No significant drop on any task.")
     return sentences + _caveats(results, summary)
 
 

@@ -9,21 +9,13 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from spot.errors import UserError
-from spot.evaluate.comparison import MARGIN, Verdict
-from spot.evaluate.task import Group
+from spot.evaluate.comparison import MARGIN, Average, TaskResult
+from spot.evaluate.results import Count, Fraction, Part
 
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Signed = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
-
-
-class Part(BaseModel):
-    """Base of the summary's parts: immutable, no unknown fields, no coercion between types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Counts(Part):
@@ -37,89 +29,14 @@ class Counts(Part):
     truncated: Count
     rectified: Count
     pairs: Count
-    dropped: dict[str, Count] = {}
-
-
-class Accuracy(Part):
-    """A mean over `n` questions; the fields of `spot.evaluate.statistics.Score`.
-
-    Summaries of older versions have no interval.
-    """
-
-    mean: Fraction
-    stderr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    low: Fraction | None = None
-    high: Fraction | None = None
-    n: Annotated[int, Field(ge=1)]
-    samples: Count | None = None
-    truncated: Count = 0
-    unscored: Count = 0
-    unanswered: Count = 0
-
-
-class Change(Part):
-    """A paired difference with its 95% interval, the fields of `spot.evaluate.comparison.Change`."""
-
-    mean: Signed
-    low: Signed
-    high: Signed
-    n: Annotated[int, Field(ge=1)]
-    better: Count | None = None
-    worse: Count | None = None
-    gained: Count | None = None
-    lost: Count | None = None
-
-
-class Comparison(Part):
-    """One set of questions before and after training, and what the difference says of retention."""
-
-    before: Accuracy
-    after: Accuracy
-    difference: Change
-    verdict: Verdict | None = None
-
-
-class Measure(Part):
-    """A score beside accuracy, and its standard error over questions where it has one."""
-
-    mean: Fraction
-    stderr: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-
-
-class Measured(Part):
-    """A score beside accuracy, before and after; `None` on a side where nothing could be judged."""
-
-    before: Measure | None
-    after: Measure | None
-
-
-class TaskResult(Comparison):
-    """A task, and parts of its questions that are shown apart (the lab: seen and unseen templates).
-
-    `measures` are scores beside accuracy, `baselines` what answers score that look at nothing.
-    """
-
-    slices: dict[str, Comparison] = {}
-    title: str = ""
-    group: Group = "other"
-    measures: dict[str, Measured] = {}
-    baselines: dict[str, Fraction] = {}
-
-
-class Average(Part):
-    """The mean of some tasks' accuracies, before and after."""
-
-    before: Fraction
-    after: Fraction
-    difference: Change
-    verdict: Verdict | None = None
+    dropped: dict[str, Count] = Field(default_factory=dict[str, Count])
 
 
 class ChangeRatios(Part):
     """The change ratio of every verified correction, those above `gamma` included."""
 
     gamma: Fraction
-    values: list[Fraction] = []
+    values: list[Fraction] = Field(default_factory=list[Fraction])
 
 
 class Training(Part):
@@ -130,8 +47,8 @@ class Training(Part):
 
     steps: Count
     bound: float | None = None
-    first: dict[str, float | None] = {}
-    last: dict[str, float | None] = {}
+    first: dict[str, float | None] = Field(default_factory=dict[str, float | None])
+    last: dict[str, float | None] = Field(default_factory=dict[str, float | None])
 
 
 class Summary(Part):
@@ -147,17 +64,17 @@ class Summary(Part):
     oracle: str
     objective: str
     counts: Counts
-    evaluation: dict[str, TaskResult] = {}
-    averages: dict[str, Average] = {}
+    evaluation: dict[str, TaskResult] = Field(default_factory=dict[str, TaskResult])
+    averages: dict[str, Average] = Field(default_factory=dict[str, Average])
     margin: Fraction = MARGIN
-    not_paired: list[str] = []
+    not_paired: list[str] = Field(default_factory=list[str])
     change_ratio: ChangeRatios
     training: Training
-    seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    seconds: dict[str, Seconds] = Field(default_factory=dict[str, Seconds])
     peak_memory_bytes: Count = 0
-    versions: dict[str, str] = {}
-    settings: dict[str, dict[str, Any]] = {}
-    notes: list[str] = []
+    versions: dict[str, str] = Field(default_factory=dict[str, str])
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
+    notes: list[str] = Field(default_factory=list[str])
     unfinished: str = ""
 
 

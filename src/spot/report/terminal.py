@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spot.evaluate.comparison import Accuracy, Comparison
 from spot.evaluate.statistics import direction
 from spot.report import prose
-from spot.report.summary import Accuracy, Comparison, Summary
+from spot.report.summary import Summary
 
 _STYLES = {"rose": "bold cyan", "fell": "bold red", "level": ""}
 _ASCII = str.maketrans(

@@ -191,9 +191,9 @@ def compare_evaluations(before: Path, after: Path, margin: float, output: Path |
         raise UserError(f"{output}: a file; --output names a directory")
     if not 0 <= margin <= 1:
         raise UserError(f"--margin {margin}: a share from 0 to 1, 0.02 for two points")
-    found = compare_directories(before, after)
-    print_comparison(found, margin, console)
+    comparison = compare_directories(before, after, margin)
+    print_comparison(comparison, console)
     if output is not None:
         for suffix, write in {"md": markdown, "tex": latex, "json": as_json}.items():
-            write_atomic(output / f"comparison.{suffix}", write(found, margin))
+            write_atomic(output / f"comparison.{suffix}", write(comparison))
         console.print(f"Written: {output}/comparison.md, .tex and .json", highlight=False, soft_wrap=True)
