@@ -11,12 +11,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from spot.errors import UserError
 from spot.models.base import Gate, NoMore, Reply, Request
 from spot.models.endpoint.failures import PATIENCE, Failure, Outcome, no_money, nobody_left
-from spot.models.endpoint.pace import Caps, Pace, RetryPolicy, Spent, estimated_tokens
+from spot.models.endpoint.pace import Job, Pool, Server, Spent
 from spot.schema import Sampling
 
 GRACE = 2.0
@@ -28,37 +28,10 @@ REFUSALS = 5
 UNREADABLE = 2
 """Tries of a request whose replies cannot be read: the same again is paid for again, and says nothing new."""
 
+STALLED = 0.5
+"""Seconds after which a run says that all its requests wait for the gate."""
+
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Server:
-    """One URL. `out` says why nothing but a rare probe is sent there; `failing` holds requests since its last reply.
-    `told` is whether it was said that it fails from the beginning."""
-
-    base_url: str
-    pace: Pace
-    reached: bool = False
-    answered: bool = False
-    out: Failure | None = None
-    told: bool = False
-    failing: dict[str, Failure] = field(default_factory=dict[str, Failure])
-
-    def lives(self) -> None:
-        """It gave a reply."""
-        self.reached = self.answered = True
-        self.out = None
-        self.failing.clear()
-
-
-@dataclass(eq=False)
-class Job:
-    """A request that has no reply yet; `avoid` is where it failed last."""
-
-    request: Request
-    tries: int = 0
-    refusals: int = 0
-    avoid: Server | None = None
 
 
 @dataclass(eq=False)
@@ -72,49 +45,6 @@ class _Flight:
     admitting: bool = False
     landed: bool = False
     done: bool = False
-
-
-class Pool:
-    """The servers of one model, and what all its runs share: at most `most` tries in flight."""
-
-    def __init__(self, base_urls: Sequence[str], most: int, policy: RetryPolicy, caps: Caps) -> None:
-        self.servers = [Server(base_url, Pace(most, policy)) for base_url in base_urls]
-        self.most = most
-        self.policy = policy
-        self.caps = caps
-        self.listeners: set[Callable[[], None]] = set()
-
-    def wake(self) -> None:
-        """Something came back: all runs look whether they may send."""
-        for listener in tuple(self.listeners):
-            listener()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing may be sent before something comes back."""
-        return sum(server.pace.in_flight for server in self.servers) >= self.most
-
-    def revive(self) -> None:
-        """A new run begins; where no server was left, all get another chance."""
-        if all(server.out for server in self.servers):
-            for server in self.servers:
-                server.out = None
-                server.failing.clear()
-                server.pace.forgive()
-
-    def pick(self, job: Job, tokens: int, now: float) -> tuple[Server | None, float]:
-        """Where to send a try now, the server with the fewest in flight; or in how many seconds to ask again."""
-        if (wait := self.caps.wait(tokens, now)) > 0:
-            return None, wait
-        waits = [server.pace.wait(now) for server in self.servers]
-        if (wait := min(waits)) > 0:
-            return None, wait
-        free = [server for server, wait in zip(self.servers, waits, strict=True) if wait <= 0]
-        return min(free, key=lambda server: (server is job.avoid, server.pace.in_flight, server.pace.sent)), 0.0
-
-
-STALLED = 0.5
-"""Seconds after which a run says that all its requests wait for the gate."""
 
 
 class Run:
@@ -282,9 +212,9 @@ class Run:
             heapq.heappop(self._retries)
 
     def _tokens(self, request: Request) -> int:
-        return estimated_tokens(
-            sum(len(message.content) for message in request.messages), self._sampling.max_new_tokens
-        )
+        """The most tokens that a request is likely to take: a quarter of its characters, and all it may answer."""
+        characters = sum(len(message.content) for message in request.messages)
+        return math.ceil(characters / 4) + self._sampling.max_new_tokens
 
     async def _fly(self, flight: _Flight) -> None:
         """One try, from the gate to what it means."""

@@ -11,11 +11,9 @@ import openai
 
 from spot.errors import RunFailed, StoppedEarly, UserError
 from spot.models.base import Body, Reply
-from spot.models.endpoint import wire
-from spot.models.endpoint.completion import Rejected
-from spot.models.endpoint.connection import OversizedError
-from spot.models.endpoint.document import UnreadableError
-from spot.models.endpoint.secret import SECRET, without_key
+from spot.models.endpoint import error_body
+from spot.models.endpoint.completion import Rejected, UnreadableError
+from spot.models.endpoint.connection import SECRET, OversizedError, without_key
 
 # That many requests given up in a row, with no answer in between, say that the endpoint is to blame and not they.
 PATIENCE = 8
@@ -78,9 +76,9 @@ class Diagnosis:
 
     def of_status(self, base_url: str, id: str, error: openai.APIStatusError, answered: bool) -> Failure:
         """An HTTP status that is an error, from a server that has `answered` something before or not."""
-        says = wire.server_says(error.body, error.response.text)
+        says = error_body.server_says(error.body, error.response.text)
         failed = self._failed(base_url, id, (error.status_code, error.body, says), answered, "HTTP {}")
-        return replace(failed, retry_after=wire.retry_after(error.response.headers))
+        return replace(failed, retry_after=error_body.retry_after(error.response.headers))
 
     def of_rejected(self, base_url: str, id: str, rejected: Rejected, answered: bool) -> Failure:
         """An error inside HTTP 200; what it worked for before is likely to be charged."""
@@ -122,7 +120,7 @@ class Diagnosis:
 
     def clean(self, text: str) -> str:
         """One short line, without the key even where a server repeats it."""
-        return wire.one_line(self._keyless(text))
+        return error_body.one_line(self._keyless(text))
 
     def body(self, content: bytes, content_type: str = "") -> Body:
         """What came, as it is kept; where it holds a secret key, without it."""
@@ -140,12 +138,12 @@ class Diagnosis:
 
     @staticmethod
     def _about(status: int, body: object, says: str, answered: bool) -> About:
-        if wire.out_of_money(status, body, says):
+        if error_body.out_of_money(status, body, says):
             return "money"
         if status in (401, 404) or (status == 403 and not answered):
             return "setup"
         if status in BUSY_STATUS:
-            return "request" if wire.never_fits(status, says) else "busy"
+            return "request" if error_body.never_fits(status, says) else "busy"
         return "unclear" if status in RETRIED_STATUS or status >= 500 else "request"
 
     def _key_refused(self, base_url: str, called: str) -> str:

@@ -7,7 +7,8 @@ Three kinds of failure are told apart, because they ask for different things of 
 - the *endpoint* is down or will take no more, or the account is empty: stop, commit nothing about requests that were
   never really answered.
 
-Who is asked when is `dispatch`, how fast `pace`, what a failure means `failures`, what is read and written `wire`.
+Who is asked when is in `dispatch`, how fast in `pace`, what a failure means in `failures`, and what a reply says in
+`completion`.
 """
 
 import asyncio
@@ -21,13 +22,13 @@ import openai
 
 from spot.errors import UserError
 from spot.models.base import Gate, Reply, Request
-from spot.models.endpoint import completion, wire
-from spot.models.endpoint.address import checked_base_url, checked_base_urls, read_key
-from spot.models.endpoint.connection import Lines, OversizedError
-from spot.models.endpoint.dispatch import Pool, Run, Server
-from spot.models.endpoint.document import UnreadableError
+from spot.models.endpoint import completion
+from spot.models.endpoint.completion import UnreadableError
+from spot.models.endpoint.connection import Lines, OversizedError, checked_base_url, checked_base_urls, read_key
+from spot.models.endpoint.dispatch import Run
+from spot.models.endpoint.error_body import retry_after
 from spot.models.endpoint.failures import PATIENCE, Diagnosis, Outcome, Triage, dead
-from spot.models.endpoint.pace import Caps, RetryPolicy
+from spot.models.endpoint.pace import Caps, Pool, RetryPolicy, Server
 from spot.schema import Sampling
 
 __all__ = ["PATIENCE", "EndpointModel", "RetryPolicy", "checked_base_url", "checked_base_urls", "read_key"]
@@ -94,7 +95,9 @@ class EndpointModel:
         self.headers = dict(extra_headers or {})
         self.base_urls = checked_base_urls(base_url)
         self.api_key_env = api_key_env
-        self.fields = wire.Fields(frozenset(omit), dict(extra_body or {}), tokens_field)
+        self._omit = frozenset(omit)
+        self._extra = dict(extra_body or {})
+        self._tokens_field = tokens_field
         self.gate = gate
         self._key = read_key(api_key_env)
         self._connect_timeout = min(connect_timeout, timeout)
@@ -106,9 +109,26 @@ class EndpointModel:
     def fingerprint(self) -> str:
         """What, beside messages and sampling, decides the replies; part of the key under which a reply is kept."""
         where = self.base_urls[0] if len(self.base_urls) == 1 else sorted(self.base_urls)
-        fields = self.fields
-        decides: list[Any] = [where, self.name, fields.extra, sorted(fields.omit)]
-        return json.dumps(decides if fields.tokens == "max_tokens" else [*decides, fields.tokens], sort_keys=True)
+        decides: list[Any] = [where, self.name, self._extra, sorted(self._omit)]
+        tokens_field = [] if self._tokens_field == "max_tokens" else [self._tokens_field]
+        return json.dumps([*decides, *tokens_field], sort_keys=True)
+
+    def body(self, request: Request, sampling: Sampling) -> bytes:
+        """A chat completion's request as it is sent; a prefix in the way of vLLM and SGLang."""
+        messages = [{"role": message.role, "content": message.content} for message in request.messages]
+        fields: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            self._tokens_field: sampling.max_new_tokens,
+            # 31 bits: servers keep seeds in signed integers of 32 or 64.
+            "seed": request.seed & 0x7FFFFFFF,
+        }
+        sent: dict[str, Any] = {"model": self.name, "messages": messages}
+        sent |= {name: value for name, value in fields.items() if name not in self._omit} | self._extra
+        if request.prefix:
+            messages.append({"role": "assistant", "content": request.prefix})
+            sent |= {"continue_final_message": True, "add_generation_prompt": False}
+        return json.dumps(sent, ensure_ascii=False, separators=(",", ":")).encode()
 
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
@@ -170,7 +190,7 @@ class EndpointModel:
                     response = await client.post(
                         "/chat/completions",
                         cast_to=httpx2.Response,
-                        content=wire.body(self.name, request, self.fields.of(request, sampling)),
+                        content=self.body(request, sampling),
                     )
             body = diagnosis.body(response.content, response.headers.get("content-type", ""))
             if gate is not None:
@@ -186,5 +206,5 @@ class EndpointModel:
             return diagnosis.of_unreadable(request.id, error)
         if isinstance(reply, completion.Rejected):
             failure = diagnosis.of_rejected(server.base_url, request.id, reply, server.answered)
-            return replace(failure, retry_after=wire.retry_after(response.headers))
+            return replace(failure, retry_after=retry_after(response.headers))
         return reply

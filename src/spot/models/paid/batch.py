@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 from spot.errors import UserError
 from spot.models.base import Gate, Reply, Request, closed, request_key
-from spot.models.endpoint.model import EndpointModel, wire
+from spot.models.endpoint.model import EndpointModel
 from spot.models.endpoint.pace import RetryPolicy
 from spot.models.paid.batch_book import BatchBook
 from spot.models.paid.batch_lines import write_line
@@ -91,7 +91,7 @@ class BatchModel:
         gate = self.gate
 
         def write(request: Request, key: str) -> bytes:
-            return write_line(key, wire.body(self.name, request, self._endpoint.fields.of(request, sampling)))
+            return write_line(key, self._endpoint.body(request, sampling))
 
         async with Provider(
             self.name,

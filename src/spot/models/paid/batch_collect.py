@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from spot.models.base import Body, Reply
-from spot.models.endpoint import wire
+from spot.models.endpoint import error_body
 from spot.models.paid.batch_lines import Failed, Line, outcome, read_line
 from spot.models.paid.batch_outbox import Job
 from spot.models.paid.batch_provider import Provider, Snapshot
@@ -53,7 +53,7 @@ class Batch:
         why = f"batch {self.id} failed: {message}"
         if _NO_ROOM.search(f"{code} {message}"):
             return Failed("room", why)
-        if wire.out_of_money(429, {"code": code}, message):
+        if error_body.out_of_money(429, {"code": code}, message):
             return Failed("money", why)
         return Failed("batch" if _PASSING.search(f"{code} {message}") else "setup", why)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from spot.models.base import Body, Reply
-from spot.models.endpoint import completion, wire
-from spot.models.endpoint.document import UnreadableError
+from spot.models.endpoint import completion, error_body
+from spot.models.endpoint.completion import UnreadableError
 from spot.models.endpoint.failures import RETRIED_STATUS
 
 URL = "/v1/chat/completions"
@@ -89,7 +89,7 @@ def _failure(line: Line) -> Failed:
         inner = cast(dict[str, Any], line.body).get("error") if isinstance(line.body, dict) else None
         error = inner or line.body
     code = str(cast(dict[str, Any], error).get("code") or "") if isinstance(error, dict) else ""
-    says = wire.server_says(error, error if isinstance(error, str) else "")
+    says = error_body.server_says(error, error if isinstance(error, str) else "")
     status = line.status or 0
     why = ": ".join(filter(None, (f"HTTP {status}" if status >= 400 else "", says or code))) or "no answer, no reason"
     # Without a status the server may have been at it, unless it says that it never came to it.
@@ -97,11 +97,11 @@ def _failure(line: Line) -> Failed:
 
 
 def _of_status(status: int, error: object, why: str, charged: bool | None) -> Failed:
-    says = wire.server_says(error, error if isinstance(error, str) else "")
-    if wire.out_of_money(status or 429, error, says):
+    says = error_body.server_says(error, error if isinstance(error, str) else "")
+    if error_body.out_of_money(status or 429, error, says):
         return Failed("money", why)
     if status in (401, 403, 404):
         return Failed("setup", why)
-    if 400 <= status < 500 and (status not in RETRIED_STATUS or wire.never_fits(status, says)):
+    if 400 <= status < 500 and (status not in RETRIED_STATUS or error_body.never_fits(status, says)):
         return Failed("request", why)
     return Failed("batch", why, charged)

@@ -10,9 +10,8 @@ import openai
 
 from spot.errors import StoppedEarly, UserError
 from spot.models.base import Body
-from spot.models.endpoint import wire
-from spot.models.endpoint.address import read_key
-from spot.models.endpoint.connection import OversizedError, client
+from spot.models.endpoint import error_body
+from spot.models.endpoint.connection import OversizedError, client, read_key
 from spot.models.endpoint.failures import Diagnosis, Failure, dead, no_money
 from spot.models.endpoint.pace import RetryPolicy
 from spot.models.paid.batch_lines import URL
@@ -203,7 +202,7 @@ class Provider:
         if isinstance(error, openai.APIStatusError):
             failure = diagnosis.of_status(self.base_url, path, error, self._reached)
             if error.status_code in ABSENT and failure.about != "money":
-                says = wire.server_says(error.body, error.response.text)
+                says = error_body.server_says(error.body, error.response.text)
                 raise AbsentError(self.clean(f"HTTP {error.status_code}{': ' + says if says else ''}")) from None
             return failure
         if isinstance(error, openai.APITimeoutError):
