@@ -5,14 +5,15 @@ their custom ids. Whether a request is still open says the ledger's own table; h
 becomes of a batch and what its requests cost are one commit.
 """
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Literal
 
 from spot.models.paid.lease import owner
-from spot.models.paid.ledger import Ledger
+from spot.models.paid.ledger import AMONG, Ledger
 
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS batches (
@@ -33,7 +34,6 @@ _SCHEMA = (
 ) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS batched_by_token ON batched (token)",
 )
-_PART = 500  # keys in one query
 
 State = Literal["planned", "submitting", "submitted"]
 
@@ -66,19 +66,17 @@ class BatchBook:
         """The batches that hold any of `keys`, oldest first."""
         in_batch: dict[str, list[str]] = {}
         with self._ledger.transaction() as database:
-            for part in _parts(keys):
-                rows = database.execute(
-                    "SELECT b.key, b.token, b.planned_at, state = 'planned' OR r.key IS NULL "
-                    "OR r.sends > r.refused + r.replied FROM batched b JOIN batches USING (token) "
-                    "LEFT JOIN requests r ON r.key = b.key "
-                    f"WHERE b.outcome = 'open' AND b.key IN ({', '.join('?' * len(part))})",
-                    part,
-                ).fetchall()
-                for key, token, _, is_open in rows:
-                    if is_open:
-                        in_batch.setdefault(token, []).append(key)
-                # Their outcome was committed, and the process killed before it was noted here.
-                _over(database, [key for key, _, _, is_open in rows if not is_open])
+            rows = database.execute(
+                "SELECT b.key, b.token, state = 'planned' OR r.key IS NULL OR r.sends > r.refused + r.replied "
+                "FROM batched b JOIN batches USING (token) LEFT JOIN requests r ON r.key = b.key "
+                f"WHERE b.outcome = 'open' AND b.{AMONG}",
+                (json.dumps(list(keys)),),
+            ).fetchall()
+            for key, token, is_open in rows:
+                if is_open:
+                    in_batch.setdefault(token, []).append(key)
+            # Their outcome was committed, and the process killed before it was noted here.
+            _over(database, [key for key, _, is_open in rows if not is_open])
             noted: list[Noted] = []
             for token, its_keys in in_batch.items():
                 columns = "token, state, file_id, batch_id, requests, since"
@@ -88,16 +86,9 @@ class BatchBook:
 
     def losses(self, keys: Sequence[str]) -> dict[str, int]:
         """How many batches gave nothing for a key since it was last replied to or given up; none are left out."""
+        query = f"SELECT key, COUNT(*) FROM batched WHERE outcome = 'lost' AND {AMONG} GROUP BY key"
         with self._ledger.transaction() as database:
-            return {
-                key: count
-                for part in _parts(keys)
-                for key, count in database.execute(
-                    "SELECT key, COUNT(*) FROM batched WHERE outcome = 'lost' AND key IN "
-                    f"({', '.join('?' * len(part))}) GROUP BY key",
-                    part,
-                )
-            }
+            return dict(database.execute(query, (json.dumps(list(keys)),)).fetchall())
 
     def claim(self, token: str) -> str | None:
         """See to a batch from now on; the process that does, where another one may be alive that does."""
@@ -196,11 +187,10 @@ class BatchBook:
             gone = [(key, token) for key in keys if key not in kept]
             admitted = [
                 key
-                for part in _parts([key for key, _ in gone])
                 for key, who in database.execute(
                     "SELECT r.key, r.owner FROM requests r JOIN batched b ON b.key = r.key AND b.token = ? "
-                    f"WHERE r.sent_at >= b.planned_at AND r.key IN ({', '.join('?' * len(part))})",
-                    (token, *part),
+                    f"WHERE r.sent_at >= b.planned_at AND r.{AMONG}",
+                    (token, json.dumps([key for key, _ in gone])),
                 )
                 if who in ("", self._owner)
                 or not self._ledger.lease.is_alive(who)  # another process that lives has asked it by itself
@@ -244,8 +234,3 @@ def _refuse(database: Connection, keys: Sequence[str]) -> None:
         database.execute(
             "UPDATE requests SET refused = refused + 1 WHERE key = ? AND sends > refused + replied", (key,)
         )
-
-
-def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for first in range(0, len(keys), _PART):
-        yield keys[first : first + _PART]

@@ -12,13 +12,13 @@ from spot.errors import StoppedEarly, UserError
 from spot.models.base import Body, Model, NoMore, Reply, Request, closed, request_key
 from spot.models.endpoint import completion
 from spot.models.endpoint.failures import PATIENCE
-from spot.models.paid.bodies import Kept, kept
 from spot.models.paid.lease import LEASE, described
 from spot.models.paid.ledger import (
     Admit,
     Answer,
     Entry,
     GivenUp,
+    Kept,
     Ledger,
     Operation,
     Prices,
@@ -125,7 +125,7 @@ class RecordedModel:
 
     async def _on_record(self, ids_by_key: dict[str, str], by_id: dict[str, Request]) -> AsyncIterator[list[Reply]]:
         """What was asked before. It is free, and yet no more of it is taken than is wanted."""
-        for group in kept(self._ledger, ids_by_key):
+        for group in self._ledger.kept(ids_by_key):
             replies = await self._recalled(group, ids_by_key)
             if self.turnstile is None or not self.gated:
                 if replies:
@@ -211,7 +211,7 @@ class RecordedModel:
 
     async def recall(self, key: str, request_id: str) -> Reply:
         """The reply on record under `key`."""
-        [group] = kept(self._ledger, {key: request_id})
+        [group] = self._ledger.kept({key: request_id})
         [reply] = await self._recalled(group, {key: request_id})
         return reply
 
@@ -357,10 +357,7 @@ class _LedgerGate:
         )
 
     def _in_batch(self) -> UserError:
-        keys = list(self.key_of.values())
-        names = sorted(
-            {name for i in range(0, len(keys), 500) for name in self._model.ledger.batches(keys[i : i + 500])}
-        )
+        names = sorted(self._model.ledger.batches(list(self.key_of.values())))
         return UserError(
             f"batch {', '.join(names)} holds requests that are asked for here, and is not collected; collect it, or "
             "give it up, in batch mode first (rectify.batch=true), or they would be paid for twice"
