@@ -16,9 +16,8 @@ from spot.models.base import Gate, Reply, Request, closed, request_key
 from spot.models.endpoint.model import EndpointModel
 from spot.models.endpoint.pace import RetryPolicy
 from spot.models.paid.batch_book import BatchBook
-from spot.models.paid.batch_lines import write_line
-from spot.models.paid.batch_outbox import Job, Limits, Outbox
 from spot.models.paid.batch_provider import Provider
+from spot.models.paid.batch_requests import Job, Limits, Outbox, write_line
 from spot.models.paid.batch_run import Run, Terms, Waits
 from spot.models.paid.ledger import Ledger
 from spot.schema import Sampling

@@ -14,8 +14,8 @@ from spot.models.endpoint import error_body
 from spot.models.endpoint.connection import OversizedError, client, read_key
 from spot.models.endpoint.failures import Diagnosis, Failure, dead, no_money
 from spot.models.endpoint.pace import RetryPolicy
-from spot.models.paid.batch_lines import URL
 
+URL = "/v1/chat/completions"
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 ABSENT = frozenset({404, 405, 501})
 METADATA = "spot"

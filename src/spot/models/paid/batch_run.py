@@ -13,10 +13,8 @@ from spot.errors import StoppedEarly, UserError
 from spot.models.base import Body, Gate, Reply
 from spot.models.endpoint.failures import PATIENCE, Failure, no_money
 from spot.models.paid.batch_book import BatchBook, Noted
-from spot.models.paid.batch_collect import Batch, collect, settle
-from spot.models.paid.batch_lines import Failed
-from spot.models.paid.batch_outbox import Job, Limits, Outbox
 from spot.models.paid.batch_provider import AbsentError, BusyError, Provider, Snapshot, UnansweredError, UnclearError
+from spot.models.paid.batch_requests import Batch, Failed, Job, Limits, Outbox, collect, settle
 from spot.models.paid.lease import LEASE, described
 
 GROWTH = 1.5
