@@ -187,9 +187,9 @@ def _proxy_is_wrong(error: Exception) -> str:
     names = [name for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY") for name in (name, name.lower())]
     told = {name: _without_login(os.environ[name]) for name in names if os.environ.get(name)}
     settings = ", ".join(f"{name}={value}" for name, value in told.items()) or "the system's settings"
-    mend = "install socksio" if isinstance(error, ImportError) else "expected something like http://127.0.0.1:3128"
+    fix = "install socksio" if isinstance(error, ImportError) else "expected something like http://127.0.0.1:3128"
     why = "a SOCKS proxy needs the package socksio" if isinstance(error, ImportError) else str(error)
-    return f"the proxy in {settings} cannot be used ({why}); {mend}, or unset it (NO_PROXY names hosts without one)"
+    return f"the proxy in {settings} cannot be used ({why}); {fix}, or unset it (NO_PROXY names hosts without one)"
 
 
 def _without_login(url: str) -> str:

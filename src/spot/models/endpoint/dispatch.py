@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 
 from spot.errors import UserError
 from spot.models.base import Gate, NoMore, Reply, Request
-from spot.models.endpoint.failures import PATIENCE, Failure, Outcome, no_money, nobody_left
+from spot.models.endpoint.failures import PATIENCE, Failure, Outcome, no_money, no_server_left
 from spot.models.endpoint.pace import Job, Pool, Server, Spent
 from spot.schema import Sampling
 
 GRACE = 2.0
-"""Seconds in which a gate that is being asked can finish when a run is called off; a commit takes less."""
+"""Seconds for which a pending gate is waited for when a run is called off; a commit takes less."""
 
 REFUSALS = 5
-"""A request may be turned down (429) so many times as often as it may fail: mostly that is not about the request."""
+"""A request may be refused (429) this many times as often as it may fail: mostly that is not about the request."""
 
 UNREADABLE = 2
 """Tries of a request whose replies cannot be read: the same again is paid for again, and says nothing new."""
@@ -156,7 +156,7 @@ class Run:
         await asyncio.gather(*self._flights, return_exceptions=True)
         for request, outcome in self._back:
             if isinstance(outcome, Reply):
-                self._tell(request, None)  # it came, and nobody wants it any more
+                self._tell(request, None)  # it came too late to be used
         self._back = []
 
     def _under_way(self) -> list[asyncio.Task[None]]:
@@ -164,7 +164,7 @@ class Run:
         return [task for task, flight in self._flights.items() if not flight.admitting]
 
     def _pump(self) -> None:
-        """Send what may be sent now, and see to it that this is called again when more may be."""
+        """Send what may be sent now, and arrange to be called again when more may be."""
         pool, now = self._pool, self._loop.time()
         wait = math.inf
         while not self.ended and self._open < pool.most and not pool.is_full:
@@ -301,7 +301,7 @@ class Run:
         return self._again(flight.job, server, outcome, now)
 
     def _believed(self, server: Server, failure: Failure) -> bool:
-        """A server that turns requests down and never answered one may be the odd one out: another is asked first."""
+        """A server that refuses requests and never answered one may be the odd one out: another is tried first."""
         others = [other for other in self._pool.servers if other is not server and not other.out]
         return failure.about != "request" or server.answered or not others
 
@@ -319,7 +319,7 @@ class Run:
             _log.warning("%s is out (%s); its requests go to the others", server.base_url, failure.why)
 
     def _judge(self, server: Server, failure: Failure, now: float) -> None:
-        """Take a server out that is not there, asks for more patience than there is, or has failed for too long."""
+        """Take a server out that does not exist, asks for too long a wait, or has failed for too long."""
         policy, servers = self._pool.policy, self._pool.servers
         too_long = failure.retry_after is not None and failure.retry_after > policy.longest_retry_after
         # Few requests that fail again and again may be to blame themselves.
@@ -335,7 +335,7 @@ class Run:
         out = [other.out for other in servers if other.out]
         if len(out) == len(servers):
             last = sorted(out, key=lambda other: other is failure)
-            error = nobody_left(server.base_url, len(servers), last, self.answered)
+            error = no_server_left(server.base_url, len(servers), last, self.answered)
             # Those beside it are mostly told the same in a moment, and are then known to have cost nothing.
             self.end(error, at_most=math.inf if self.answered else GRACE)
 

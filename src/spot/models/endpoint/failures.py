@@ -21,7 +21,7 @@ PATIENCE = 8
 RETRIED_STATUS = frozenset({408, 409, 429})
 
 UNKNOWN_STATUS = frozenset({408, 502, 504, 520, 524})
-"""A server or a proxy gave up waiting: somebody behind it may have answered. All others are said before any work, 529
+"""A server or a proxy gave up waiting: the server behind it may have answered. All others are sent before any work, 529
 (overloaded) and those of a proxy that did not reach its server (521, 522, 523, 525, 526, 530) among them."""
 
 BUSY_STATUS = frozenset({429, 529})
@@ -35,7 +35,7 @@ About = Literal["request", "unclear", "unreadable", "busy", "gone", "absent", "m
 """Who failed: the request; it or the server; this reader, to which the server would send the same again; the server,
 which has too much to do, went away, or never was there; the account; the user's set-up."""
 
-GOES_ON = "all replies so far are kept, the same command goes on"
+RESUMES = "all replies so far are kept, and the same command resumes"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Failure:
 
     @property
     def passing(self) -> bool:
-        """Whether another command may have an answer: not where the server turned this very request down."""
+        """Whether another command may have an answer: not where the server refused this very request."""
         return self.about != "request" or self.status == 200  # 200: something else answered, in no format of ours
 
 
@@ -132,7 +132,7 @@ class Diagnosis:
         if not self.key:
             return text
         key = re.escape(self.key)
-        # What stands for a key where none is wanted ("none", "x", "1") is part of many words.
+        # What stands for a key where none is required ("none", "x", "1") is part of many words.
         key = key if len(self.key) >= SECRET else rf"(?<![^\W_]){key}(?![^\W_])"
         return re.sub(key, lambda _: f"[{self.api_key_env}]", text)
 
@@ -149,7 +149,7 @@ class Diagnosis:
     def _key_refused(self, base_url: str, called: str) -> str:
         if self.api_key_env is None:
             return (
-                f"{base_url} wants a key ({called}); put it into an environment variable and name that "
+                f"{base_url} requires a key ({called}); put it into an environment variable and name that "
                 "variable as api_key_env"
             )
         return (
@@ -160,7 +160,7 @@ class Diagnosis:
     def _not_found(self, base_url: str, says: str, called: str) -> str:
         if self.model not in says and not re.search(r"/v\d", urlsplit(base_url).path):
             return (
-                f"{base_url}/chat/completions does not exist ({called}); the path of such a URL mostly ends in "
+                f"{base_url}/chat/completions does not exist ({called}); the path of such a URL usually ends in "
                 f"/v1: try {base_url}/v1"
             )
         detail = f": {says}" if says else ""
@@ -175,12 +175,12 @@ Outcome = Reply | Failure
 class Triage:
     """Decides what failed requests mean, from what came before and after them.
 
-    A request that was tried in vain may be to blame itself (a prompt that crashes the server) or the endpoint may be.
+    When a request fails, it may be to blame itself (a prompt that crashes the server), or the endpoint may be.
     Such failures are held back until another request is answered; only then do they become error replies, which may
-    pass. If nothing more is answered they do not, and a resumed run asks them again. A request that is turned down gets
+    pass. If nothing more is answered they do not, and a resumed run sends them again. A request that is refused gets
     an error reply at once where the endpoint is known to work: `answered`, by this process or an earlier one.
 
-    `doubtful` are requests that an earlier run has tried in vain: their failing again says nothing of the endpoint.
+    `doubtful` are requests that failed in an earlier run: that they fail again says nothing about the endpoint.
     """
 
     answered: bool
@@ -206,7 +206,7 @@ class Triage:
         return sum(failure.id not in self.doubtful for failure in self.held) >= PATIENCE
 
     def in_vain(self, failing: Sequence[Failure]) -> list[Reply]:
-        """At the end of a run in which nobody answers any more: what is to be remembered as tried."""
+        """At the end of a run in which no server answers any more: what is to be recorded as tried."""
         tried = {failure.id: failure for failure in [*failing, *self.held] if failure.id not in self.doubtful}
         return [replace(_error_reply(failure), passing=True) for failure in tried.values()]
 
@@ -216,12 +216,12 @@ class Triage:
         return [_error_reply(failure) for failure in held]
 
 
-def nobody_left(base_url: str, of: int, failures: Sequence[Failure], answered: bool) -> Exception:
+def no_server_left(base_url: str, of: int, failures: Sequence[Failure], answered: bool) -> Exception:
     """What ends a run when all `of` servers are out, `base_url` the last of them; `answered` if any ever replied."""
     last = failures[-1]
     where = base_url if of == 1 else f"{base_url}, the last of {of} URLs,"
     if limits := [failure for failure in failures if failure.until is not None]:
-        return come_back(where, min(limits, key=lambda failure: failure.until or 0.0))
+        return limited_until(where, min(limits, key=lambda failure: failure.until or 0.0))
     if any(failure.about == "money" for failure in failures):
         return no_money(base_url, next(failure for failure in failures if failure.about == "money"))
     if all(failure.about in ("absent", "setup") for failure in failures):
@@ -230,22 +230,22 @@ def nobody_left(base_url: str, of: int, failures: Sequence[Failure], answered: b
     return dead(where, last.why, answered)
 
 
-def come_back(where: str, failure: Failure) -> StoppedEarly:
-    """What ends a run where a server asks for more patience than a run has: a limit a day, mostly."""
+def limited_until(where: str, failure: Failure) -> StoppedEarly:
+    """What ends a run where a server asks for a longer wait than a run makes: mostly a daily limit."""
     at = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(failure.until))
-    return StoppedEarly(f"{where} takes no more requests until {at} ({failure.why}); {GOES_ON} from then on")
+    return StoppedEarly(f"{where} takes no more requests until {at} ({failure.why}); {RESUMES} from then on")
 
 
 def dead(where: str, why: str, answered: bool) -> Exception:
-    """What ends a run in which nobody answers any more, or nobody ever did."""
+    """What ends a run in which no server answers any more, or none ever did."""
     if answered:
-        return StoppedEarly(f"{where} stopped answering: {why}; {GOES_ON}")
+        return StoppedEarly(f"{where} stopped answering: {why}; {RESUMES}")
     return RunFailed(f"{where} answered no request; the last failure: {why}")
 
 
 def no_money(base_url: str, failure: Failure) -> StoppedEarly:
     """What ends a run when the account is empty."""
-    return StoppedEarly(f"the account at {base_url} is out of credit ({failure.why}); top it up: {GOES_ON} from here")
+    return StoppedEarly(f"the account at {base_url} is out of credit ({failure.why}); top it up; {RESUMES} from here")
 
 
 def _error_reply(failure: Failure) -> Reply:

@@ -2,13 +2,13 @@
 
 Three kinds of failure are told apart, because they ask for different things of the user:
 
-- the *request* was turned down (HTTP 400, content filter, an empty reply): it gets an error reply, the rest goes on;
-- the *set-up* is wrong (key, model, URL): the first answer says so and nothing more is sent;
+- the *request* was refused (HTTP 400, content filter, an empty reply): it gets an error reply, the rest continues;
+- the *set-up* is wrong (key, model, URL): the first reply says so and nothing more is sent;
 - the *endpoint* is down or will take no more, or the account is empty: stop, commit nothing about requests that were
   never really answered.
 
-Who is asked when is in `dispatch`, how fast in `pace`, what a failure means in `failures`, and what a reply says in
-`completion`.
+Where and when requests are sent is in `dispatch`, how fast in `pace`, what a failure means in `failures`, and what a
+reply says in `completion`.
 """
 
 import asyncio
@@ -44,13 +44,13 @@ class EndpointModel:
     """A model served by OpenAI-compatible endpoints; implements `spot.models.base.Model`.
 
     `base_url` is one URL or several that serve the same model; requests go where the fewest are in flight.
-    `api_key_env` names the environment variable that holds the key; `None` means that the servers want none.
+    `api_key_env` names the environment variable that holds the key; `None` means that the servers require none.
     `concurrency` is the most requests in flight, those included that came back and are not yet taken from `generate`;
     how many are is found out (see `pace`). `connect_timeout` and `timeout` are the most seconds that connecting and
     the whole of one try may take. `extra_body` is merged into every request, `extra_headers` are sent with it; `omit`
-    leaves out fields that a server refuses (of `temperature`, `top_p`, `seed`), and `tokens_field` is what it calls the
+    drops fields that a server refuses (of `temperature`, `top_p`, `seed`), and `tokens_field` is what it calls the
     most tokens of a reply. `requests_per_minute` and `tokens_per_minute` are caps over all URLs together. `gate` is
-    asked before every try. A model may serve several `generate` at once, in one event loop.
+    consulted before every try. A model may serve several `generate` at once, in one event loop.
 
     Raises `UserError` for a malformed URL, a missing key or wrong arguments, before anything is sent.
     """

@@ -1,6 +1,6 @@
 """The servers of a model and how fast each is asked: tries in flight that grow until it refuses, pauses, caps a minute.
 
-Pure bookkeeping: times are seconds of any clock that only goes forward, passed in by whoever sends.
+Pure bookkeeping: times are seconds of any clock that only goes forward, passed in by the sender.
 """
 
 import math
@@ -32,7 +32,7 @@ class RetryPolicy:
     """How often a request is tried and how long to wait in between, in seconds.
 
     Waits double from `first_wait` up to `longest_wait`, with jitter. A server's own Retry-After is obeyed instead, up
-    to `longest_retry_after`; one that asks for more is taken at its word: it is asked no more in this run. A server
+    to `longest_retry_after`; one that asks for more is sent nothing more in this run. A server
     that in `tries` round trips in a row gave no reply at all is out; pauses in between grow fourfold, so that with the
     defaults the last try comes more than a minute after the first: limits a minute pass.
     """

@@ -1,8 +1,8 @@
 """A model behind the batch interface of an OpenAI-compatible provider: half the price, an answer within a day.
 
-What is sent and what comes of it is noted in the ledger's file (`batch_book`), so any later process goes on with it:
+What is sent and what comes of it is noted in the ledger's file (`batch_book`), so any later process resumes it:
 it collects batches that were submitted, looks up those that may have been, and sends only what is in none. What a
-batch ended without is asked for again in a new one, a few times.
+batch gave no reply for is sent again in a new one, a few times.
 
 What was on its way when a run began is collected before anything else is admitted: whoever has a say in how much is
 asked was not told of it. Of what a batch gave no reply for the ledger is told here, in one commit with what becomes of

@@ -1,4 +1,4 @@
-"""What the ledger's file remembers of batches, so that any later process can go on with them.
+"""What the ledger's file remembers of batches, so that any later process can resume them.
 
 A batch is noted before it is sent, with a token that it carries as metadata and the keys of its requests, which are
 their custom ids. Whether a request is still open says the ledger's own table; here stands in which batch it is. What
@@ -14,26 +14,6 @@ from typing import Literal
 
 from spot.models.paid.lease import owner
 from spot.models.paid.ledger import AMONG, Ledger
-
-_SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS batches (
-  token TEXT PRIMARY KEY,   -- ours; the batch carries it as metadata
-  endpoint TEXT NOT NULL,
-  state TEXT NOT NULL,      -- planned: nothing of it left the house; submitting: it may have; submitted: it has an id
-  requests INTEGER NOT NULL,
-  file_id TEXT, batch_id TEXT, status TEXT,  -- the provider's
-  since REAL NOT NULL,      -- when the state or the file came to be
-  owner TEXT NOT NULL,      -- the process that sees to it; empty if none does
-  seen_at REAL NOT NULL     -- when it last did
-) WITHOUT ROWID""",
-    """CREATE TABLE IF NOT EXISTS batched (
-  key TEXT NOT NULL, token TEXT NOT NULL,
-  outcome TEXT NOT NULL,    -- open; lost: the batch is over and gave nothing for it; over: replied to or given up
-  planned_at REAL NOT NULL,
-  PRIMARY KEY (key, token)
-) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS batched_by_token ON batched (token)",
-)
 
 State = Literal["planned", "submitting", "submitted"]
 
@@ -58,9 +38,6 @@ class BatchBook:
         self._ledger = ledger
         self._endpoint = endpoint
         self._owner = owner()
-        with ledger.transaction() as database:
-            for statement in _SCHEMA:
-                database.execute(statement)
 
     def on_their_way(self, keys: Sequence[str]) -> list[Noted]:
         """The batches that hold any of `keys`, oldest first."""
@@ -85,13 +62,13 @@ class BatchBook:
         return sorted(noted, key=lambda batch: batch.since)
 
     def losses(self, keys: Sequence[str]) -> dict[str, int]:
-        """How many batches gave nothing for a key since it was last replied to or given up; none are left out."""
+        """For each key, if any, how many batches gave nothing for it since it was last replied to or given up."""
         query = f"SELECT key, COUNT(*) FROM batched WHERE outcome = 'lost' AND {AMONG} GROUP BY key"
         with self._ledger.transaction() as database:
             return dict(database.execute(query, (json.dumps(list(keys)),)).fetchall())
 
     def claim(self, token: str) -> str | None:
-        """See to a batch from now on; the process that does, where another one may be alive that does."""
+        """Handle a batch from now on; returns another process that does and may be alive."""
         self._ledger.lease.begin()
         with self._ledger.transaction() as database:
             for (who,) in database.execute("SELECT owner FROM batches WHERE token = ?", (token,)):
@@ -224,7 +201,7 @@ def _over(database: Connection, keys: Sequence[str]) -> None:
 
 
 def _refuse(database: Connection, keys: Sequence[str]) -> None:
-    """As the ledger books a try that was turned down and not charged, of requests that are open."""
+    """As the ledger books a try that was refused and not charged, of requests that are open."""
     for key in keys:
         database.execute(
             "UPDATE account SET open = open - COALESCE((SELECT worst FROM requests "

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class UnansweredError(StoppedEarly):
-    """The provider gave no usable answer, however often it was asked."""
+    """The provider gave no usable answer, however often it was tried."""
 
 
 class BusyError(UnansweredError):
@@ -65,10 +65,10 @@ class Snapshot:
 
 
 class Provider:
-    """A client for one base URL. Whatever may be asked twice is asked again when it fails, as `policy` says.
+    """A client for one base URL. What may be sent twice is sent again when it fails, as `policy` says.
 
     Raises `UserError` where the URL, the key or what is sent is refused, `StoppedEarly` where the account is empty or
-    nobody answers any more, `RunFailed` where nobody ever did.
+    it answers no more, `RunFailed` where it never did.
     """
 
     def __init__(
@@ -216,8 +216,8 @@ class Provider:
 
     def _no_interface(self, path: str, why: str) -> UserError:
         return UserError(
-            f"{self.base_url} has no batch interface ({path}: {why}); is the URL right? It mostly ends in /v1; "
-            "otherwise ask this model without batches"
+            f"{self.base_url} has no batch interface ({path}: {why}); is the URL right? It usually ends in /v1; "
+            "otherwise use this model without batches"
         )
 
     def _snapshot(self, batch: object) -> Snapshot:

@@ -37,7 +37,7 @@ class LedgerGate:
         self._model = model
         self._sampling = sampling
         self.skipped: frozenset[str] = frozenset()
-        """Requests of a model in process that another process has asked since they were looked for."""
+        """Requests of a model in process that another process has sent since they were looked up."""
         self.closed_by_turnstile = False
         self._served: set[str] = set()  # answered from the record here
         self._waiting: list[tuple[Operation, asyncio.Future[Answer]]] = []
@@ -90,8 +90,8 @@ class LedgerGate:
         for who in set(owners) - self._said:
             self._said.add(who)
             _log.warning(
-                "%s: waiting for %s, which is asking the same or holds what is left of max_cost; this continues as "
-                "soon as that process ends (stop it to continue at once), or %.0f s after its last sign of life",
+                "%s: waiting for %s, which is sending the same requests or holds what is left of max_cost; this "
+                "continues as soon as that process ends (stop it to continue at once), or %.0f s after its last sign of life",
                 *(self._model.ledger.path, described(who), LEASE),
             )
         await asyncio.sleep(ELSEWHERE_EVERY)
@@ -103,7 +103,7 @@ class LedgerGate:
     def _in_batch(self) -> UserError:
         names = sorted(self._model.ledger.batches(list(self.key_of.values())))
         return UserError(
-            f"batch {', '.join(names)} holds requests that are asked for here, and is not collected; collect it, or "
+            f"batch {', '.join(names)} holds requests of this command and is not collected yet; collect it, or "
             "give it up, in batch mode first (rectify.batch=true), or they would be paid for twice"
         )
 

@@ -1,4 +1,4 @@
-"""Which process asks what: each shows a sign of life in the ledger, and the others watch whether it goes on.
+"""Which processes use a ledger: each shows a sign of life in it, and the others watch whether that continues.
 
 On one machine the system itself says whether a process lives. Of another machine, or another container, only its sign
 of life can be seen: a number that it raises every few seconds. Whoever waits for it counts by its own clock, from when

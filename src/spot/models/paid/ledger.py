@@ -1,7 +1,7 @@
 """The ledger: every paid request is on the disk before it is sent, and what the server sent before anything reads it.
 
 One SQLite file (WAL, every commit synced) that several processes may share. A row is one request; its key covers all
-that decides the reply, so nothing stale is ever reused. Of a row's tries, those that were neither turned down nor
+that decides the reply, so nothing stale is ever reused. Of a row's tries, those that were neither refused nor
 answered have an unknown outcome: they were on their way when the process died or the connection broke, and count as
 possible spend at the worst they can have cost.
 """
@@ -60,7 +60,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Admit:
-    """Let out one try of `entry`, unless the account would pass `max_cost` with it and `spare` dollars more."""
+    """Admit one try of `entry`, unless the account would pass `max_cost` with it and `spare` dollars more."""
 
     entry: Entry
     max_cost: float | None
@@ -102,7 +102,7 @@ class Replied:
 
 @dataclass(frozen=True)
 class Released:
-    """Nobody here asks these any more; what of their tries is not settled stays open, and others may ask again."""
+    """This process sends these no more; tries that are not settled stay open, and others may send them again."""
 
     keys: Sequence[str]
 
@@ -118,8 +118,8 @@ class GivenUp:
 
 Operation = Admit | Refused | Received | Reread | Replied | Released | GivenUp
 Answer = Literal["done", "no_room", "on_record", "elsewhere", "in_batch"]
-"""What became of an operation. An `Admit` is let out (`done`), or not: the account has no room for it, its reply is
-there already, another process that lives is asking the same, or a batch that was submitted holds it."""
+"""What became of an operation. An `Admit` is admitted (`done`), or not: the account has no room for it, its reply is
+there already, a live process has sent the same, or a batch that was submitted holds it."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +156,10 @@ class Ledger(LedgerFile):
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         super().__init__(path, read_only=read_only)
-        self.under_way: set[str] = set()  # let out here and not settled
+        self.under_way: set[str] = set()  # admitted here and not settled
 
     def apply(self, operations: Sequence[Operation]) -> list[Answer]:
-        """Commit all `operations` at once; says what became of each."""
+        """Commit all `operations` at once; return what became of each."""
         with self.transaction():
             answers: list[Answer] = [self._apply(operation) for operation in operations]
         if any(isinstance(operation, Admit) for operation in operations):
@@ -167,33 +167,33 @@ class Ledger(LedgerFile):
         return answers
 
     def _apply(self, operation: Operation) -> Answer:
-        if isinstance(operation, Admit):
-            return self._admit(operation.entry, operation.max_cost, operation.spare)
-        if isinstance(operation, Refused):
-            self._refused(operation)
-        elif isinstance(operation, Received):
-            body = operation.body
-            self._database.execute(
-                "INSERT INTO bodies (key, number, came_at, content_type, redacted, content) "
-                "SELECT ?1, COALESCE(MAX(number), 0) + 1, ?2, ?3, ?4, ?5 FROM bodies WHERE key = ?1",
-                (operation.key, time.time(), body.content_type, body.redacted, body.content),
-            )
-        elif isinstance(operation, Reread):
-            self._read(operation.key, operation.reply)
-        elif isinstance(operation, Released):
-            self.under_way.difference_update(operation.keys)
-            self._database.executemany(
-                "UPDATE requests SET owner = '' WHERE key = ? AND owner = ? AND sends > refused + replied",
-                [(key, self._owner) for key in operation.keys],
-            )
-        elif isinstance(operation, GivenUp):
-            self._database.execute(
-                "UPDATE requests SET given_up = given_up + 1, final = MAX(final, ?), error = ?, "
-                "owner = CASE owner WHEN ? THEN '' ELSE owner END WHERE key = ? AND replied = 0",
-                (operation.final, operation.why, self._owner, operation.key),
-            )
-        else:
-            self._replied(operation)
+        match operation:
+            case Admit(entry, max_cost, spare):
+                return self._admit(entry, max_cost, spare)
+            case Refused(key, charged):
+                self._refused(key, charged)
+            case Received(key, body):
+                self._database.execute(
+                    "INSERT INTO bodies (key, number, came_at, content_type, redacted, content) "
+                    "SELECT ?1, COALESCE(MAX(number), 0) + 1, ?2, ?3, ?4, ?5 FROM bodies WHERE key = ?1",
+                    (key, time.time(), body.content_type, body.redacted, body.content),
+                )
+            case Reread(key, reply):
+                self._read(key, reply)
+            case Replied(key, reply, cost):
+                self._replied(key, reply, cost)
+            case Released(keys):
+                self.under_way.difference_update(keys)
+                self._database.executemany(
+                    "UPDATE requests SET owner = '' WHERE key = ? AND owner = ? AND sends > refused + replied",
+                    [(key, self._owner) for key in keys],
+                )
+            case GivenUp(key, why, final):
+                self._database.execute(
+                    "UPDATE requests SET given_up = given_up + 1, final = MAX(final, ?), error = ?, "
+                    "owner = CASE owner WHEN ? THEN '' ELSE owner END WHERE key = ? AND replied = 0",
+                    (final, why, self._owner, key),
+                )
         return "done"
 
     def _admit(self, entry: Entry, max_cost: float | None, spare: float) -> Answer:
@@ -223,7 +223,7 @@ class Ledger(LedgerFile):
         return "done"
 
     def _taken(self, key: str) -> Answer | None:
-        """Why a request need not be sent; it is asked in the transaction that lets it out, so no two are let out."""
+        """Why a request need not be sent; checked in the transaction that admits it, so that no two are admitted."""
         row = self._database.execute(
             "SELECT replied > 0 OR final, sends > refused + replied, owner FROM requests WHERE key = ?", (key,)
         ).fetchone()
@@ -242,9 +242,6 @@ class Ledger(LedgerFile):
         """The provider's names of batches that hold any of `keys` and are not collected; a file's where that is all
         that is known."""
         with self._errors():
-            tables = self._database.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'batched'").fetchone()
-            if not tables[0]:
-                return []
             rows = self._database.execute(
                 "SELECT DISTINCT COALESCE(batch_id, file_id) FROM batched JOIN batches USING (token) WHERE outcome = "
                 f"'open' AND file_id IS NOT NULL AND state != 'planned' AND {AMONG}",
@@ -252,38 +249,34 @@ class Ledger(LedgerFile):
             )
             return [name for (name,) in rows]
 
-    def _refused(self, operation: Refused) -> None:
-        self.under_way.discard(operation.key)
-        if operation.charged is not False:
-            return
-        worst = self._worst(operation.key)
-        self._database.execute("UPDATE requests SET refused = refused + 1 WHERE key = ?", (operation.key,))
-        self._database.execute("UPDATE account SET open = open - ?", (worst,))
+    def _refused(self, key: str, charged: bool | None) -> None:
+        self.under_way.discard(key)
+        if charged is False:
+            self._database.execute(
+                "UPDATE account SET open = open - (SELECT worst FROM requests WHERE key = ?)", (key,)
+            )
+            self._database.execute("UPDATE requests SET refused = refused + 1 WHERE key = ?", (key,))
 
-    def _replied(self, operation: Replied) -> None:
-        reply, usage = operation.reply, operation.reply.usage
+    def _replied(self, key: str, reply: Reply, cost: float | None) -> None:
         worst, tries = self._database.execute(
-            "SELECT worst, sends - refused - replied FROM requests WHERE key = ?", (operation.key,)
+            "SELECT worst, sends - refused - replied FROM requests WHERE key = ?", (key,)
         ).fetchone()
-        cost = worst if operation.cost is None else operation.cost
-        self.under_way.discard(operation.key)
-        self._read(operation.key, reply)
-        # What came of the tries beside it is not known; the same request whole is taken for the most that one cost.
+        cost = worst if cost is None else cost
+        self.under_way.discard(key)
+        self._read(key, reply)
+        # What became of the other tries is not known; each is taken to have cost at most as much.
         rest = min(worst, cost) if reply.finish_reason != "error" else worst
         self._database.execute(
             "UPDATE requests SET replied = replied + 1, cost = COALESCE(cost, 0) + ?, worst = ? WHERE key = ?",
-            (cost, rest, operation.key),
+            (cost, rest, key),
         )
-        if usage is not None:
+        if usage := reply.usage:
             self._database.execute(
                 "UPDATE requests SET prompt_tokens = COALESCE(prompt_tokens, 0) + ?1, "
                 "completion_tokens = COALESCE(completion_tokens, 0) + ?2, "
                 "total_tokens = COALESCE(total_tokens + ?3, ?3, total_tokens), "
                 "reasoning_tokens = COALESCE(reasoning_tokens + ?4, ?4, reasoning_tokens) WHERE key = ?5",
-                (
-                    *(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.reasoning_tokens),
-                    operation.key,
-                ),
+                (*(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, usage.reasoning_tokens), key),
             )
         settled = tries * worst - (tries - 1) * rest
         self._database.execute("UPDATE account SET spent = spent + ?, open = open - ?", (cost, settled))
@@ -298,9 +291,6 @@ class Ledger(LedgerFile):
                 *(reply.model, key),
             ),
         )
-
-    def _worst(self, key: str) -> float:
-        return float(self._database.execute("SELECT worst FROM requests WHERE key = ?", (key,)).fetchone()[0])
 
     def replies(self, ids_by_key: dict[str, str]) -> Iterator[list[Reply]]:
         """The replies on record under these keys as they were read then, in groups, each under the request id that is
@@ -337,9 +327,8 @@ class Ledger(LedgerFile):
 
     def _bodies(self, key: str) -> tuple[Body, ...]:
         with self._errors():
-            rows = self._database.execute(
-                "SELECT content, content_type, redacted FROM bodies WHERE key = ? ORDER BY number", (key,)
-            ).fetchall()
+            query = "SELECT content, content_type, redacted FROM bodies WHERE key = ? ORDER BY number"
+            rows = self._database.execute(query, (key,)).fetchall()
         return tuple(Body(content, content_type, bool(redacted)) for content, content_type, redacted in rows)
 
     def in_flight_elsewhere(self, keys: Sequence[str]) -> dict[str, str]:
@@ -376,7 +365,7 @@ class Ledger(LedgerFile):
         return int(self._database.execute(query, (endpoint,)).fetchone()[0] or 0)
 
     def given_up(self, keys: Sequence[str]) -> dict[str, int]:
-        """Of `keys`, those that earlier commands have tried in vain and that have no reply since: how many have."""
+        """Of `keys`, those that failed in earlier commands and have no reply since: in how many."""
         query = f"SELECT key, given_up FROM requests WHERE given_up AND NOT (replied OR final) AND {AMONG}"
         return dict(self._database.execute(query, (json.dumps(list(keys)),)).fetchall())
 
@@ -414,20 +403,17 @@ _REPLY = (
 )
 
 
-def _reply(
-    id: str,
-    text: str | None,
-    reasoning: str | None,
-    finish_reason: Any,
-    error: str | None,
-    refusal: str | None,
-    served: str | None,
-    prompt: int | None,
-    completion: int | None,
-    *more: int | None,
-) -> Reply:
-    usage = None if prompt is None or completion is None else Usage(prompt, completion, *more)
-    finish_reason = finish_reason or "error"  # refused for good: there never was a reply
+def _reply(id: str, *values: Any) -> Reply:
+    """A reply from the columns `_REPLY`; without a `finish_reason` the request was refused for good."""
+    text, reasoning, finish_reason, error, refusal, served, prompt, completion, total, thought = values
+    usage = None if prompt is None or completion is None else Usage(prompt, completion, total, thought)
     return Reply(
-        *(id, text or "", finish_reason, None, error or "", reasoning or "", usage, refusal or "", served or "")
+        id,
+        text or "",
+        finish_reason or "error",
+        error=error or "",
+        reasoning=reasoning or "",
+        usage=usage,
+        refusal=refusal or "",
+        model=served or "",
     )

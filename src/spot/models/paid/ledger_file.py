@@ -14,7 +14,7 @@ from spot.models.paid.lease import Lease, owner
 
 _DAMAGED = (
     "If it is the ledger of this run and was damaged, restore it, or move it away (sqlite3's .recover may still read "
-    "it) and run the same command: rows in the output are kept, only what they lack is asked and paid for again"
+    "it) and run the same command: rows in the output are kept, only what they lack is sent and paid for again"
 )
 
 _COLUMNS = {
@@ -26,10 +26,10 @@ _COLUMNS = {
     "candidate": "INTEGER NOT NULL DEFAULT 0",
     "attempt": "INTEGER NOT NULL DEFAULT 0",
     "body": "TEXT NOT NULL DEFAULT '{}'",  # JSON: messages, sampling and seed, as sent
-    "sends": "INTEGER NOT NULL DEFAULT 0",  # tries that were let out
-    "refused": "INTEGER NOT NULL DEFAULT 0",  # of those, turned down and not charged
-    "replied": "INTEGER NOT NULL DEFAULT 0",  # of those, answered: more than 1 where an error reply was asked again
-    "given_up": "INTEGER NOT NULL DEFAULT 0",  # commands that tried it as often as they may, in vain
+    "sends": "INTEGER NOT NULL DEFAULT 0",  # tries that were admitted
+    "refused": "INTEGER NOT NULL DEFAULT 0",  # of those, refused and not charged
+    "replied": "INTEGER NOT NULL DEFAULT 0",  # of those, answered: more than 1 where an error reply was sent again
+    "given_up": "INTEGER NOT NULL DEFAULT 0",  # commands that tried it as often as they may and failed
     "final": "INTEGER NOT NULL DEFAULT 0",  # 1 where the server refuses it for good: `error` says why
     "worst": "REAL NOT NULL DEFAULT 0",  # the most one open try can cost
     "owner": "TEXT NOT NULL DEFAULT ''",  # the process that sent it last
@@ -64,6 +64,23 @@ CREATE TABLE IF NOT EXISTS bodies (
   content BLOB NOT NULL,
   UNIQUE (key, number)
 );
+CREATE TABLE IF NOT EXISTS batches (
+  token TEXT PRIMARY KEY,   -- ours; the batch carries it as metadata
+  endpoint TEXT NOT NULL,
+  state TEXT NOT NULL,      -- planned (nothing was sent), submitting (it may have been) or submitted (it has an id)
+  requests INTEGER NOT NULL,
+  file_id TEXT, batch_id TEXT, status TEXT,  -- the provider's
+  since REAL NOT NULL,      -- when the state or the file came to be
+  owner TEXT NOT NULL,      -- the process that handles it, if any
+  seen_at REAL NOT NULL     -- when it last did
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batched (
+  key TEXT NOT NULL, token TEXT NOT NULL,
+  outcome TEXT NOT NULL,    -- open, lost (the batch is over and gave nothing for it) or over (replied to or given up)
+  planned_at REAL NOT NULL,
+  PRIMARY KEY (key, token)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS batched_by_token ON batched (token);
 """
 
 # What an older table says in other columns.
@@ -88,7 +105,7 @@ def _prepare(database: sqlite3.Connection) -> None:
         for name in missing:
             if name in _DERIVED:
                 database.execute(_DERIVED[name])
-        for statement in _OTHERS.split(";"):
+        for statement in _OTHERS.split(";\n"):
             database.execute(statement)
         database.execute("COMMIT")
     except BaseException:
@@ -152,7 +169,7 @@ class LedgerFile:
 
     def _to_read(self) -> sqlite3.Connection:
         with self._errors():
-            # What nobody has open and nobody may write to beside has no log to look into.
+            # A file that no process has open, in a folder that cannot be written to, has no log to read.
             alone = (
                 not os.access(self.path.parent, os.W_OK) and not self.path.with_name(f"{self.path.name}-wal").exists()
             )
@@ -202,5 +219,5 @@ class LedgerFile:
                 ) from error
             if "malformed" in str(error):
                 raise UserError(f"{self.path}: {error}. {_DAMAGED}") from error
-            mend = "free some room and run the same command again" if full else "can it be read and written?"
-            raise UserError(f"{self.path}: {error}; {mend}; what was committed is kept") from error
+            fix = "free some room and run the same command again" if full else "check that it can be read and written"
+            raise UserError(f"{self.path}: {error}; {fix}; what was committed is kept") from error

@@ -31,13 +31,13 @@ MARGIN = 1.5
 largest output seen is reserved for a request."""
 
 COMMANDS = 3
-"""In vain, so many commands tell a request that always fails from an endpoint that is often down."""
+"""This many failed commands tell a request that always fails from an endpoint that is often down."""
 
 _log = logging.getLogger(__name__)
 
 
 class Turnstile(Protocol):
-    """Whoever has a say, beside the account, in what is still worth asking."""
+    """Decides, beside the account, what is still worth sending."""
 
     async def enter(self, request: Request) -> None:
         """Wait until `request` is wanted; raises `NoMore` when nothing is."""
@@ -87,7 +87,7 @@ class RecordedModel:
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
     ) -> AsyncIterator[list[Reply]]:
-        """Answer what is not in `done`: first what is on record, then what has to be asked, as it comes."""
+        """Answer what is not in `done`: first what is on record, then what has to be sent, as it comes."""
         by_id = {request.id: request for request in requests}
         key_of = {id: request_key(self.fingerprint, request, sampling) for id, request in by_id.items()}
         open_ = {key: id for id, key in key_of.items() if id not in done}
@@ -114,7 +114,7 @@ class RecordedModel:
             await gate.close()
 
     async def _on_record(self, ids_by_key: dict[str, str], by_id: dict[str, Request]) -> AsyncIterator[list[Reply]]:
-        """What was asked before. It is free, and yet no more of it is taken than is wanted."""
+        """What was sent before. It is free, and yet no more of it is taken than is wanted."""
         for group in self._ledger.kept(ids_by_key):
             replies = await self._recalled(group, ids_by_key)
             if self.turnstile is None or not self.gated:
@@ -144,7 +144,7 @@ class RecordedModel:
         return replies
 
     def tell_of(self, replies: Sequence[Reply]) -> None:
-        """Say, once each, what a user should know of replies: what is odd, and another model behind the same name."""
+        """Say once each what is odd about replies, and that another model answers under the same name."""
         for reply in replies:
             if reply.remark and "" not in self._said:
                 self._said.add("")
@@ -252,7 +252,7 @@ class RecordedModel:
         return StoppedEarly(
             f"max_cost: {dollars(spent)} are spent, up to {dollars(open_)} may be, and the next request could cost "
             f"{dollars(worst)}, which is more than ${self._max_cost:g} allow; raise it and run the same command "
-            "again, it goes on from here"
+            "again; it resumes from here"
         )
 
     @property
@@ -267,7 +267,7 @@ class RecordedModel:
 
 
 def doubtful(given_up: Mapping[str, int]) -> set[str]:
-    """The keys whose next failure is taken for the server's last word, by how many commands tried them in vain.
+    """The keys whose next failure is taken for the server's last word, by how many commands tried them without success.
 
     A few that failed in one command may be to blame themselves. As many as a server that was down for a while leaves
     behind have to fail in several.
