@@ -196,7 +196,7 @@ def _without_login(url: str) -> str:
     return url.rpartition("@")[2] if "@" in url else url
 
 
-class Lines:
+class Clients:
     """Clients for one event loop, made as they are needed, `LANE` tries to a client."""
 
     def __init__(self, key: str | None, connect_timeout: float, headers: dict[str, str]) -> None:
@@ -207,7 +207,7 @@ class Lines:
         self._free: dict[str, list[openai.AsyncOpenAI]] = {}
         self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> "Lines":
+    async def __aenter__(self) -> "Clients":
         return self
 
     async def __aexit__(self, *exception: object) -> None:

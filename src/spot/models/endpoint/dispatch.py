@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 from spot.errors import UserError
 from spot.models.base import Gate, NoMore, Reply, Request
-from spot.models.endpoint.failures import PATIENCE, Failure, Outcome, no_money, no_server_left
-from spot.models.endpoint.pace import Job, Pool, Server, Spent
+from spot.models.endpoint.failures import PATIENCE, FailedTry, Outcome, no_money, no_server_left
+from spot.models.endpoint.pace import Pending, Server, Servers, Spent
 from spot.schema import Sampling
 
 GRACE = 2.0
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 class _Flight:
     """A try on its way: `admitting` while the gate decides, `landed` when it is booked, `done` if it was the last."""
 
-    job: Job
+    job: Pending
     server: Server
     number: int
     spent: Spent
@@ -47,7 +47,7 @@ class _Flight:
     done: bool = False
 
 
-class Run:
+class Dispatch:
     """One call of `generate`: requests to send, in flight, and back, until all are done or something ends it.
 
     Of its requests at most `pool.most` are in flight or not yet committed: no more are lost if the process is killed.
@@ -55,7 +55,7 @@ class Run:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Servers,
         requests: Sequence[Request],
         sampling: Sampling,
         send: Callable[[Server, Request], Awaitable[Outcome]],
@@ -73,8 +73,8 @@ class Run:
         self._sampling = sampling
         self._send = send
         self._gate = gate
-        self._fresh = deque(Job(request) for request in requests)
-        self._retries: list[tuple[float, int, Job]] = []  # a heap by when they are due
+        self._fresh = deque(Pending(request) for request in requests)
+        self._retries: list[tuple[float, int, Pending]] = []  # a heap by when they are due
         self._order = itertools.count()
         self._flights: dict[asyncio.Task[None], _Flight] = {}
         self._back: list[tuple[Request, Outcome]] = []
@@ -112,7 +112,7 @@ class Run:
         return outcomes
 
     @property
-    def in_vain(self) -> list[Failure]:
+    def in_vain(self) -> list[FailedTry]:
         """Requests that failed since a server last gave a reply, and may be to blame for it themselves."""
         failing = [failure for server in self._pool.servers for failure in server.failing.values()]
         return [failure for failure in failing if failure.about == "unclear"]
@@ -181,7 +181,7 @@ class Run:
             self._launch(job, server, tokens, now)
         self._wake_in(wait, now)
 
-    def _launch(self, job: Job, server: Server, tokens: int, now: float) -> None:
+    def _launch(self, job: Pending, server: Server, tokens: int, now: float) -> None:
         self._open += 1
         flight = _Flight(job, server, server.pace.send(now), self._pool.caps.send(tokens, now))
         task = self._loop.create_task(self._fly(flight))
@@ -195,7 +195,7 @@ class Run:
             self._timer.cancel()
         self._timer = self._loop.call_at(now + wait, self._pump)
 
-    def _first(self, now: float) -> Job | None:
+    def _first(self, now: float) -> Pending | None:
         """Who is next: a retry that is due before a fresh request, but not where nothing is known to work.
 
         What fails while a server is only probed tells most about it if the requests are different ones.
@@ -205,7 +205,7 @@ class Run:
         fresh = self._fresh[0] if self._fresh else None
         return (fresh or due) if struck else (due or fresh)
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: Pending) -> None:
         if self._fresh and job is self._fresh[0]:
             self._fresh.popleft()
         else:
@@ -300,25 +300,25 @@ class Run:
         self._judge(server, outcome, now)
         return self._again(flight.job, server, outcome, now)
 
-    def _believed(self, server: Server, failure: Failure) -> bool:
+    def _believed(self, server: Server, failure: FailedTry) -> bool:
         """A server that refuses requests and never answered one may be the odd one out: another is tried first."""
         others = [other for other in self._pool.servers if other is not server and not other.out]
         return failure.about != "request" or server.answered or not others
 
-    def _goes_elsewhere(self, server: Server, failure: Failure, now: float) -> bool:
+    def _goes_elsewhere(self, server: Server, failure: FailedTry, now: float) -> bool:
         """Take a server out that answered and now refuses key, model or account, if another one is left."""
         if not server.answered or all(other.out for other in self._pool.servers if other is not server):
             return False
         self._take_out(server, failure, now + self._pool.policy.longest_wait)
         return True
 
-    def _take_out(self, server: Server, failure: Failure, until: float) -> None:
+    def _take_out(self, server: Server, failure: FailedTry, until: float) -> None:
         known, server.out = server.out, failure
         server.pace.rest(until)
         if not known and not all(other.out for other in self._pool.servers):
             _log.warning("%s is out (%s); its requests go to the others", server.base_url, failure.why)
 
-    def _judge(self, server: Server, failure: Failure, now: float) -> None:
+    def _judge(self, server: Server, failure: FailedTry, now: float) -> None:
         """Take a server out that does not exist, asks for too long a wait, or has failed for too long."""
         policy, servers = self._pool.policy, self._pool.servers
         too_long = failure.retry_after is not None and failure.retry_after > policy.longest_retry_after
@@ -339,7 +339,7 @@ class Run:
             # Those beside it are mostly told the same in a moment, and are then known to have cost nothing.
             self.end(error, at_most=math.inf if self.answered else GRACE)
 
-    def _again(self, job: Job, server: Server, failure: Failure, now: float) -> bool:
+    def _again(self, job: Pending, server: Server, failure: FailedTry, now: float) -> bool:
         """Put a request back in line, or give it up (`True`) where it was tried often enough."""
         tries = self._pool.policy.tries
         job.avoid = server
@@ -359,6 +359,6 @@ class Run:
         heapq.heappush(self._retries, (now + self._pool.policy.wait(max(1, job.tries)), next(self._order), job))
         return False
 
-    def _done(self, job: Job, outcome: Outcome) -> bool:
+    def _done(self, job: Pending, outcome: Outcome) -> bool:
         self._back.append((job.request, outcome))
         return True

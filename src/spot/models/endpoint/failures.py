@@ -39,7 +39,7 @@ RESUMES = "all replies so far are kept, and the same command resumes"
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedTry:
     """A try without a reply. `charged` is `None` where the server may have worked for it; `retry_after` in seconds.
 
     `until` is when the server takes requests again (seconds since 1970), where that is too far off to wait for.
@@ -74,49 +74,49 @@ class Diagnosis:
     key: str | None
     timeout: float
 
-    def of_status(self, base_url: str, id: str, error: openai.APIStatusError, answered: bool) -> Failure:
+    def of_status(self, base_url: str, id: str, error: openai.APIStatusError, answered: bool) -> FailedTry:
         """An HTTP status that is an error, from a server that has `answered` something before or not."""
         says = error_body.server_says(error.body, error.response.text)
         failed = self._failed(base_url, id, (error.status_code, error.body, says), answered, "HTTP {}")
         return replace(failed, retry_after=error_body.retry_after(error.response.headers))
 
-    def of_rejected(self, base_url: str, id: str, rejected: Rejected, answered: bool) -> Failure:
+    def of_rejected(self, base_url: str, id: str, rejected: Rejected, answered: bool) -> FailedTry:
         """An error inside HTTP 200; what it worked for before is likely to be charged."""
         told = (rejected.status, rejected.error, rejected.says)
         failed = self._failed(base_url, id, told, answered, "error {} inside HTTP 200")
         return replace(failed, charged=None if rejected.worked else failed.charged)
 
-    def of_unreadable(self, id: str, error: UnreadableError | OversizedError) -> Failure:
+    def of_unreadable(self, id: str, error: UnreadableError | OversizedError) -> FailedTry:
         """A body in which nothing can be read; only where it was cut off may another try give more."""
         kind = error.kind if isinstance(error, UnreadableError) else "foreign"
         about: About = "unclear" if kind == "cut" else "unreadable" if kind == "garbled" else "request"
-        return Failure(id, about, self.clean(str(error)), charged=None, status=200)
+        return FailedTry(id, about, self.clean(str(error)), charged=None, status=200)
 
-    def _failed(self, base_url: str, id: str, told: tuple[int, object, str], answered: bool, called: str) -> Failure:
+    def _failed(self, base_url: str, id: str, told: tuple[int, object, str], answered: bool, called: str) -> FailedTry:
         status, body, says = told[0], told[1], self.clean(told[2])
         called = called.format(status)
         about = self._about(status, body, says, answered)
         why = f"{called}: {says}" if says else called
         if about == "setup":
             why = self._not_found(base_url, says, called) if status == 404 else self._key_refused(base_url, called)
-        return Failure(id, about, why, charged=None if status in UNKNOWN_STATUS else False, status=status)
+        return FailedTry(id, about, why, charged=None if status in UNKNOWN_STATUS else False, status=status)
 
-    def of_connection(self, base_url: str, id: str, error: openai.APIConnectionError, reached: bool) -> Failure:
+    def of_connection(self, base_url: str, id: str, error: openai.APIConnectionError, reached: bool) -> FailedTry:
         """A connection that was not made or broke, to a server that was `reached` before or not."""
         cause = error.__cause__
         # By name: the SDK's transport library is its own affair and has changed before.
         kind = type(cause).__name__
         detail = self.clean(str(cause)) or kind
         if kind not in UNSENT:
-            return Failure(id, "unclear", f"connection broken ({detail})", charged=None)
+            return FailedTry(id, "unclear", f"connection broken ({detail})", charged=None)
         if kind != "ConnectTimeout" and not reached:
             why = f"{base_url}: cannot connect ({detail}); is the server running, and is the URL right?"
-            return Failure(id, "absent", why)
-        return Failure(id, "gone", f"cannot connect ({detail})")
+            return FailedTry(id, "absent", why)
+        return FailedTry(id, "gone", f"cannot connect ({detail})")
 
-    def of_timeout(self, id: str) -> Failure:
+    def of_timeout(self, id: str) -> FailedTry:
         """No whole answer in time."""
-        return Failure(id, "unclear", f"no answer within {self.timeout:g} s", charged=None, hung=True)
+        return FailedTry(id, "unclear", f"no answer within {self.timeout:g} s", charged=None, hung=True)
 
     def clean(self, text: str) -> str:
         """One short line, without the key even where a server repeats it."""
@@ -167,7 +167,7 @@ class Diagnosis:
         return f"{base_url} has no model {self.model!r} ({called}{detail})"
 
 
-Outcome = Reply | Failure
+Outcome = Reply | FailedTry
 """How a request ended: a failure here is one that is not tried again."""
 
 
@@ -185,7 +185,7 @@ class Triage:
 
     answered: bool
     doubtful: frozenset[str] = frozenset()
-    held: list[Failure] = field(default_factory=list[Failure])
+    held: list[FailedTry] = field(default_factory=list[FailedTry])
 
     def sort(self, outcomes: Sequence[Outcome]) -> list[Reply]:
         """The replies that can be committed now."""
@@ -205,7 +205,7 @@ class Triage:
         """Whether so many requests failed in a row that the endpoint is to blame."""
         return sum(failure.id not in self.doubtful for failure in self.held) >= PATIENCE
 
-    def in_vain(self, failing: Sequence[Failure]) -> list[Reply]:
+    def in_vain(self, failing: Sequence[FailedTry]) -> list[Reply]:
         """At the end of a run in which no server answers any more: what is to be recorded as tried."""
         tried = {failure.id: failure for failure in [*failing, *self.held] if failure.id not in self.doubtful}
         return [replace(_error_reply(failure), passing=True) for failure in tried.values()]
@@ -216,7 +216,7 @@ class Triage:
         return [_error_reply(failure) for failure in held]
 
 
-def no_server_left(base_url: str, of: int, failures: Sequence[Failure], answered: bool) -> Exception:
+def no_server_left(base_url: str, of: int, failures: Sequence[FailedTry], answered: bool) -> Exception:
     """What ends a run when all `of` servers are out, `base_url` the last of them; `answered` if any ever replied."""
     last = failures[-1]
     where = base_url if of == 1 else f"{base_url}, the last of {of} URLs,"
@@ -230,7 +230,7 @@ def no_server_left(base_url: str, of: int, failures: Sequence[Failure], answered
     return dead(where, last.why, answered)
 
 
-def limited_until(where: str, failure: Failure) -> StoppedEarly:
+def limited_until(where: str, failure: FailedTry) -> StoppedEarly:
     """What ends a run where a server asks for a longer wait than a run makes: mostly a daily limit."""
     at = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(failure.until))
     return StoppedEarly(f"{where} takes no more requests until {at} ({failure.why}); {RESUMES} from then on")
@@ -243,10 +243,10 @@ def dead(where: str, why: str, answered: bool) -> Exception:
     return RunFailed(f"{where} answered no request; the last failure: {why}")
 
 
-def no_money(base_url: str, failure: Failure) -> StoppedEarly:
+def no_money(base_url: str, failure: FailedTry) -> StoppedEarly:
     """What ends a run when the account is empty."""
     return StoppedEarly(f"the account at {base_url} is out of credit ({failure.why}); top it up; {RESUMES} from here")
 
 
-def _error_reply(failure: Failure) -> Reply:
+def _error_reply(failure: FailedTry) -> Reply:
     return Reply(failure.id, "", "error", error=failure.why, passing=failure.passing)

@@ -24,11 +24,11 @@ from spot.errors import UserError
 from spot.models.base import Gate, Reply, Request
 from spot.models.endpoint import completion
 from spot.models.endpoint.completion import UnreadableError
-from spot.models.endpoint.connection import Lines, OversizedError, checked_base_url, checked_base_urls, read_key
-from spot.models.endpoint.dispatch import Run
+from spot.models.endpoint.connection import Clients, OversizedError, checked_base_url, checked_base_urls, read_key
+from spot.models.endpoint.dispatch import Dispatch
 from spot.models.endpoint.error_body import retry_after
 from spot.models.endpoint.failures import PATIENCE, Diagnosis, Outcome, Triage, dead
-from spot.models.endpoint.pace import Caps, Pool, RetryPolicy, Server
+from spot.models.endpoint.pace import Caps, RetryPolicy, Server, Servers
 from spot.schema import Sampling
 
 __all__ = ["PATIENCE", "EndpointModel", "RetryPolicy", "checked_base_url", "checked_base_urls", "read_key"]
@@ -103,7 +103,7 @@ class EndpointModel:
         self._connect_timeout = min(connect_timeout, timeout)
         self._diagnosis = Diagnosis(model, api_key_env, self._key, timeout)
         caps = Caps(requests_per_minute, tokens_per_minute)
-        self._pool = Pool(self.base_urls, concurrency, retry or RetryPolicy(), caps)
+        self._pool = Servers(self.base_urls, concurrency, retry or RetryPolicy(), caps)
 
     @property
     def fingerprint(self) -> str:
@@ -144,13 +144,13 @@ class EndpointModel:
         proven = bool(done) or (gate is not None and gate.proven)
         answered = proven or any(server.answered for server in self._pool.servers)
         triage = Triage(answered, doubtful)
-        async with Lines(self._key, self._connect_timeout, self.headers) as lines:
+        async with Clients(self._key, self._connect_timeout, self.headers) as lines:
 
             async def send(server: Server, request: Request) -> Outcome:
                 return await self._try(lines, server, request, sampling, gate)
 
             todo = [request for request in requests if request.id not in done]
-            run = Run(self._pool, todo, sampling, send, gate, answered, doubtful)
+            run = Dispatch(self._pool, todo, sampling, send, gate, answered, doubtful)
             try:
                 while (outcomes := await run.next()) != []:
                     if outcomes is None:
@@ -179,7 +179,7 @@ class EndpointModel:
         return dead(" and ".join(self.base_urls), triage.held[-1].why, triage.answered)
 
     async def _try(
-        self, lines: Lines, server: Server, request: Request, sampling: Sampling, gate: Gate | None
+        self, lines: Clients, server: Server, request: Request, sampling: Sampling, gate: Gate | None
     ) -> Outcome:
         diagnosis = self._diagnosis
         try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from spot.models.base import Request
-from spot.models.endpoint.failures import Failure
+from spot.models.endpoint.failures import FailedTry
 
 START = 8
 """Tries in flight to begin with."""
@@ -237,9 +237,9 @@ class Server:
     pace: Pace
     reached: bool = False
     answered: bool = False
-    out: Failure | None = None
+    out: FailedTry | None = None
     told: bool = False
-    failing: dict[str, Failure] = field(default_factory=dict[str, Failure])
+    failing: dict[str, FailedTry] = field(default_factory=dict[str, FailedTry])
 
     def lives(self) -> None:
         """It gave a reply."""
@@ -249,7 +249,7 @@ class Server:
 
 
 @dataclass(eq=False)
-class Job:
+class Pending:
     """A request that has no reply yet; `avoid` is where it failed last."""
 
     request: Request
@@ -258,7 +258,7 @@ class Job:
     avoid: Server | None = None
 
 
-class Pool:
+class Servers:
     """The servers of one model, and what all its runs share: at most `most` tries in flight."""
 
     def __init__(self, base_urls: Sequence[str], most: int, policy: RetryPolicy, caps: Caps) -> None:
@@ -286,7 +286,7 @@ class Pool:
                 server.failing.clear()
                 server.pace.forgive()
 
-    def pick(self, job: Job, tokens: int, now: float) -> tuple[Server | None, float]:
+    def pick(self, job: Pending, tokens: int, now: float) -> tuple[Server | None, float]:
         """Where to send a try now, the server with the fewest in flight; or in how many seconds to ask again."""
         if (wait := self.caps.wait(tokens, now)) > 0:
             return None, wait

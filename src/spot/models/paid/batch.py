@@ -18,7 +18,7 @@ from spot.models.endpoint.pace import RetryPolicy
 from spot.models.paid.batch_book import BatchBook
 from spot.models.paid.batch_provider import Provider
 from spot.models.paid.batch_requests import Job, Limits, Outbox, write_line
-from spot.models.paid.batch_run import Run, Terms, Waits
+from spot.models.paid.batch_run import BatchRun, Terms, Waits
 from spot.models.paid.ledger import Ledger
 from spot.schema import Sampling
 
@@ -101,7 +101,7 @@ class BatchModel:
             headers=self._endpoint.headers,
         ) as provider:
             outbox = Outbox(gate, sampling, write, self._terms.waits.grace)
-            run = Run(self._terms, self._book, provider, outbox, gate, jobs)
+            run = BatchRun(self._terms, self._book, provider, outbox, gate, jobs)
             try:
                 async with closed(run.replies()) as groups:
                     async for replies in groups:

@@ -15,7 +15,7 @@ from typing import Literal
 from spot.models.paid.lease import owner
 from spot.models.paid.ledger import AMONG, Ledger
 
-State = Literal["planned", "submitting", "submitted"]
+BatchState = Literal["planned", "submitting", "submitted"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Noted:
     """A batch of which some requests are open: `keys`, of those that were asked about."""
 
     token: str
-    state: State
+    state: BatchState
     file_id: str | None
     batch_id: str | None
     requests: int
@@ -182,7 +182,7 @@ class BatchBook:
         with self._ledger.transaction() as database:
             database.execute("UPDATE batches SET owner = '' WHERE owner = ?", (self._owner,))
 
-    def _note(self, database: Connection, token: str, state: State, requests: int) -> None:
+    def _note(self, database: Connection, token: str, state: BatchState, requests: int) -> None:
         now = time.time()
         database.execute(
             "INSERT OR IGNORE INTO batches (token, endpoint, state, requests, since, owner, seen_at) "

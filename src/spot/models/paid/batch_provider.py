@@ -12,7 +12,7 @@ from spot.errors import StoppedEarly, UserError
 from spot.models.base import Body
 from spot.models.endpoint import error_body
 from spot.models.endpoint.connection import OversizedError, client, read_key
-from spot.models.endpoint.failures import Diagnosis, Failure, dead, no_money
+from spot.models.endpoint.failures import Diagnosis, FailedTry, dead, no_money
 from spot.models.endpoint.pace import RetryPolicy
 
 URL = "/v1/chat/completions"
@@ -181,7 +181,7 @@ class Provider:
                 return result
         raise AssertionError("the last failure is raised")
 
-    async def _again(self, path: str, failure: Failure, tries: int) -> None:
+    async def _again(self, path: str, failure: FailedTry, tries: int) -> None:
         """Wait until the next try, or raise what ends them."""
         if failure.about == "money":
             raise no_money(self.base_url, failure)
@@ -197,7 +197,7 @@ class Provider:
         wait = self._policy.wait(tries) if failure.retry_after is None else failure.retry_after
         await asyncio.sleep(wait)
 
-    def _failure(self, path: str, error: Exception) -> Failure:
+    def _failure(self, path: str, error: Exception) -> FailedTry:
         diagnosis = self._diagnosis
         if isinstance(error, openai.APIStatusError):
             failure = diagnosis.of_status(self.base_url, path, error, self._reached)
@@ -210,7 +210,7 @@ class Provider:
         if isinstance(error, openai.APIConnectionError):
             return diagnosis.of_connection(self.base_url, path, error, self._reached)
         # A body that broke off or is not what it says; the SDK's and its transport's own words.
-        return Failure(
+        return FailedTry(
             path, "unclear", self.clean(f"unreadable answer ({error or type(error).__name__})"), charged=None
         )
 

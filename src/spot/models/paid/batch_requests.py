@@ -164,7 +164,7 @@ class Outbox:
 
 
 @dataclass(frozen=True)
-class Line:
+class ResultLine:
     """An outcome as it stands in a file; `status` is `None` where there is no response, `error` the line's own."""
 
     key: str
@@ -193,7 +193,7 @@ def write_line(key: str, body: bytes) -> bytes:
     return b'{"custom_id":"%s","method":"POST","url":"%s","body":%s}\n' % (key.encode(), URL.encode(), body)
 
 
-def read_line(raw: bytes) -> Line | None:
+def read_line(raw: bytes) -> ResultLine | None:
     """A line of an output or error file; `None` where it is damaged, so that nobody knows whose it is."""
     try:
         line: Any = json.loads(raw)
@@ -206,13 +206,13 @@ def read_line(raw: bytes) -> Line | None:
     if not isinstance(key, str):
         return None
     if not isinstance(response, dict):
-        return Line(key, None, None, said.get("error"))
+        return ResultLine(key, None, None, said.get("error"))
     answered = cast(dict[str, Any], response)
     status = answered.get("status_code")
-    return Line(key, status if isinstance(status, int) else None, answered.get("body"), said.get("error"))
+    return ResultLine(key, status if isinstance(status, int) else None, answered.get("body"), said.get("error"))
 
 
-def outcome(request_id: str, line: Line, body: Body) -> Reply | Failed:
+def outcome(request_id: str, line: ResultLine, body: Body) -> Reply | Failed:
     """What a line means for its request; `body` is the line as it is kept."""
     if line.status != 200 or line.error:
         return _failure(line)
@@ -228,7 +228,7 @@ def outcome(request_id: str, line: Line, body: Body) -> Reply | Failed:
     return _of_status(reply.status, reply.error, f"error {reply.status} inside HTTP 200: {reply.says}", charged)
 
 
-def _failure(line: Line) -> Failed:
+def _failure(line: ResultLine) -> Failed:
     """In the order of what is sure: the account, the set-up, the request; what is left may be had another time."""
     error: object = line.error
     if not error:
@@ -356,9 +356,9 @@ async def collect(
                 yield [reply for reply in replies if reply is not None]
 
 
-def _grouped(file: IO[bytes], batch: Batch) -> Iterator[list[tuple[Job, Line, bytes]]]:
+def _grouped(file: IO[bytes], batch: Batch) -> Iterator[list[tuple[Job, ResultLine, bytes]]]:
     """The lines about requests that are asked for, each request's once a group."""
-    group: dict[str, tuple[Job, Line, bytes]] = {}
+    group: dict[str, tuple[Job, ResultLine, bytes]] = {}
     for raw in file:
         if not raw.strip():
             continue
@@ -377,7 +377,9 @@ def _grouped(file: IO[bytes], batch: Batch) -> Iterator[list[tuple[Job, Line, by
         yield list(group.values())
 
 
-def _read(job: Job, line: Line, body: Body, batch: Batch, clean: Callable[[str], str]) -> tuple[Job, Reply] | None:
+def _read(
+    job: Job, line: ResultLine, body: Body, batch: Batch, clean: Callable[[str], str]
+) -> tuple[Job, Reply] | None:
     found = outcome(job.request.id, line, body)
     if isinstance(found, Failed):
         batch.failures.setdefault(line.key, Failed(found.about, clean(found.why), found.charged))

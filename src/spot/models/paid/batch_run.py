@@ -11,7 +11,7 @@ from typing import IO
 
 from spot.errors import StoppedEarly, UserError
 from spot.models.base import Body, Gate, Reply
-from spot.models.endpoint.failures import PATIENCE, Failure, no_money
+from spot.models.endpoint.failures import PATIENCE, FailedTry, no_money
 from spot.models.paid.batch_book import BatchBook, Noted
 from spot.models.paid.batch_provider import AbsentError, BusyError, Provider, Snapshot, UnansweredError, UnclearError
 from spot.models.paid.batch_requests import Batch, Failed, Job, Limits, Outbox, collect, settle
@@ -52,7 +52,7 @@ class Terms:
             self.limits = Limits(max(1, requests // 2), self.limits.bytes)
 
 
-class Run:
+class BatchRun:
     """One call of `generate`, for `jobs` by their keys."""
 
     def __init__(
@@ -323,7 +323,7 @@ class Run:
     def _ends(self, failed: Failed) -> bool:
         """Whether a failure ends the run, and end it."""
         if failed.about == "money":
-            self._outbox.end(no_money(self._provider.base_url, Failure("", "money", failed.why)))
+            self._outbox.end(no_money(self._provider.base_url, FailedTry("", "money", failed.why)))
         elif failed.about == "setup" and not (self._answered or (self._gate is not None and self._gate.proven)):
             self._outbox.end(UserError(f"{self._provider.base_url}: {failed.why}"))
         else:

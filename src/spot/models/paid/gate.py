@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from spot.errors import UserError
 from spot.models.base import Body, NoMore, Reply, Request
 from spot.models.paid.lease import LEASE, described
-from spot.models.paid.ledger import Admit, Answer, Entry, GivenUp, Operation, Received, Refused, Released
+from spot.models.paid.ledger import Admission, Admit, Entry, GivenUp, Operation, Received, Refused, Released
 from spot.schema import Sampling
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class LedgerGate:
         """Requests of a model in process that another process has sent since they were looked up."""
         self.closed_by_turnstile = False
         self._served: set[str] = set()  # answered from the record here
-        self._waiting: list[tuple[Operation, asyncio.Future[Answer]]] = []
+        self._waiting: list[tuple[Operation, asyncio.Future[Admission]]] = []
         self._committing: asyncio.Task[None] | None = None
         self._open = 0  # tries let out, or about to be, whose end is not committed yet
         self._changed = asyncio.Event()
@@ -91,7 +91,8 @@ class LedgerGate:
             self._said.add(who)
             _log.warning(
                 "%s: waiting for %s, which is sending the same requests or holds what is left of max_cost; this "
-                "continues as soon as that process ends (stop it to continue at once), or %.0f s after its last sign of life",
+                "continues as soon as that process ends (stop it to continue at once), or %.0f s after its last "
+                "sign of life",
                 *(self._model.ledger.path, described(who), LEASE),
             )
         await asyncio.sleep(ELSEWHERE_EVERY)
@@ -107,7 +108,7 @@ class LedgerGate:
             "give it up, in batch mode first (rectify.batch=true), or they would be paid for twice"
         )
 
-    async def _let_out(self, operation: Admit) -> Answer:
+    async def _let_out(self, operation: Admit) -> Admission:
         self._open += 1
         answer = await self._enqueue(operation)
         self._open -= answer != "done"
@@ -158,8 +159,8 @@ class LedgerGate:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _enqueue(self, operation: Operation) -> asyncio.Future[Answer]:
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    def _enqueue(self, operation: Operation) -> asyncio.Future[Admission]:
+        future: asyncio.Future[Admission] = asyncio.get_running_loop().create_future()
         self._waiting.append((operation, future))
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._drain())

@@ -117,13 +117,13 @@ class GivenUp:
 
 
 Operation = Admit | Refused | Received | Reread | Replied | Released | GivenUp
-Answer = Literal["done", "no_room", "on_record", "elsewhere", "in_batch"]
+Admission = Literal["done", "no_room", "on_record", "elsewhere", "in_batch"]
 """What became of an operation. An `Admit` is admitted (`done`), or not: the account has no room for it, its reply is
 there already, a live process has sent the same, or a batch that was submitted holds it."""
 
 
 @dataclass(frozen=True)
-class Line:
+class AccountLine:
     """A sum over requests of one stage, model and outcome: tokens, dollars, and dollars that may have been spent.
 
     `completion_tokens` are all that were charged as output; `reasoning_tokens` are those of them that the server calls
@@ -158,15 +158,15 @@ class Ledger(LedgerFile):
         super().__init__(path, read_only=read_only)
         self.under_way: set[str] = set()  # admitted here and not settled
 
-    def apply(self, operations: Sequence[Operation]) -> list[Answer]:
+    def apply(self, operations: Sequence[Operation]) -> list[Admission]:
         """Commit all `operations` at once; return what became of each."""
         with self.transaction():
-            answers: list[Answer] = [self._apply(operation) for operation in operations]
+            answers: list[Admission] = [self._apply(operation) for operation in operations]
         if any(isinstance(operation, Admit) for operation in operations):
             self.lease.begin()
         return answers
 
-    def _apply(self, operation: Operation) -> Answer:
+    def _apply(self, operation: Operation) -> Admission:
         match operation:
             case Admit(entry, max_cost, spare):
                 return self._admit(entry, max_cost, spare)
@@ -196,7 +196,7 @@ class Ledger(LedgerFile):
                 )
         return "done"
 
-    def _admit(self, entry: Entry, max_cost: float | None, spare: float) -> Answer:
+    def _admit(self, entry: Entry, max_cost: float | None, spare: float) -> Admission:
         if (taken := self._taken(entry.key)) is not None:
             return taken
         spent, open_ = self._database.execute("SELECT spent, open FROM account").fetchone()
@@ -222,7 +222,7 @@ class Ledger(LedgerFile):
         self.under_way.add(entry.key)
         return "done"
 
-    def _taken(self, key: str) -> Answer | None:
+    def _taken(self, key: str) -> Admission | None:
         """Why a request need not be sent; checked in the transaction that admits it, so that no two are admitted."""
         row = self._database.execute(
             "SELECT replied > 0 OR final, sends > refused + replied, owner FROM requests WHERE key = ?", (key,)
@@ -374,7 +374,7 @@ class Ledger(LedgerFile):
         spent, open_ = self._database.execute("SELECT spent, open FROM account").fetchone()
         return float(spent), float(open_) if open_ > _ROUNDING else 0.0
 
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[AccountLine]:
         """The account by stage, model and outcome."""
         with self._errors():
             rows = self._database.execute(
@@ -386,7 +386,7 @@ class Ledger(LedgerFile):
                 "SUM(worst * (sends - refused - replied)) FROM requests GROUP BY stage, model, outcome "
                 "ORDER BY MIN(sent_at), outcome"
             ).fetchall()
-        return [Line(*row) for row in rows]
+        return [AccountLine(*row) for row in rows]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every request with all that is known of it, in the order in which they were last sent."""
