@@ -4,9 +4,9 @@ What is sent and what comes of it is noted in the ledger's file (`batch_book`), 
 it collects batches that were submitted, looks up those that may have been, and sends only what is in none. What a
 batch gave no reply for is sent again in a new one, a few times.
 
-What was on its way when a run began is collected before anything else is admitted: whoever has a say in how much is
-asked was not told of it. Of what a batch gave no reply for the ledger is told here, in one commit with what becomes of
-it; the gate hears only that the try is over.
+What was on its way when a run began is collected before anything else is admitted, since a turnstile does not know
+of it. What a batch gave no reply for is booked here, in one commit with what becomes of it; the gate is only
+told that the try is over.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -26,11 +26,11 @@ __all__ = ["BatchModel", "Limits", "Waits"]
 
 
 class BatchModel:
-    """What `endpoint` asks, over its provider's batch interface; implements `spot.models.base.Model`.
+    """The model behind `endpoint`, over its provider's batch interface; implements `spot.models.base.Model`.
 
     `ledger` is where batches are remembered; behind a `RecordedModel` it is the same one. Without `wait`, `generate`
     submits, yields what is ready and raises `StoppedEarly` where something is not. A request that `rounds` batches gave
-    nothing for gets an error reply. `give_up` names batches (or their input files) whose requests are asked again,
+    nothing for gets an error reply. `give_up` names batches (or their input files) whose requests are sent again,
     though it is not known what became of them. `timeout` is the most seconds in which a server may send nothing; `say`
     gets lines about progress.
 
@@ -73,7 +73,7 @@ class BatchModel:
 
     @property
     def fingerprint(self) -> str:
-        """As the endpoint's: a reply that was had one way is not asked for the other way."""
+        """As the endpoint's: a reply that came one way is not requested the other way."""
         return self._endpoint.fingerprint
 
     async def generate(
@@ -82,7 +82,7 @@ class BatchModel:
         """Answer what is not in `done`, a batch's replies when it has ended.
 
         Raises `UserError` where the URL has no batch interface or refuses the key or the requests, and `StoppedEarly`
-        where the account is empty, nobody answers any more, or a batch is not ready and `wait` is false.
+        where the account is empty, the server answers no more, or a batch is not ready and `wait` is false.
         """
         jobs = self._jobs(requests, sampling, done)
         if not jobs:

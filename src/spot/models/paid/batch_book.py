@@ -20,7 +20,7 @@ BatchState = Literal["planned", "submitting", "submitted"]
 
 @dataclass(frozen=True)
 class Noted:
-    """A batch of which some requests are open: `keys`, of those that were asked about."""
+    """A batch of which some requests are open: `keys`, of those that were looked up."""
 
     token: str
     state: BatchState
@@ -156,7 +156,7 @@ class BatchBook:
     def void(self, token: str, keep: Sequence[str] = ()) -> None:
         """A batch or plan that came to nothing: what was admitted for it was not sent and costs nothing.
 
-        `keep` are keys that may be about to be admitted; they stay for whoever voids what is left of it.
+        `keep` are keys that may be about to be admitted; they stay until what is left of it is voided.
         """
         kept = set(keep)
         with self._ledger.transaction() as database:
@@ -170,7 +170,7 @@ class BatchBook:
                     (token, json.dumps([key for key, _ in gone])),
                 )
                 if who in ("", self._owner)
-                or not self._ledger.lease.is_alive(who)  # another process that lives has asked it by itself
+                or not self._ledger.lease.is_alive(who)  # another live process has sent it by itself
             ]
             _refuse(database, admitted)
             database.executemany("DELETE FROM batched WHERE key = ? AND token = ?", gone)
@@ -178,7 +178,7 @@ class BatchBook:
                 database.execute("DELETE FROM batches WHERE token = ?", (token,))
 
     def release(self) -> None:
-        """Leave this process's batches to whoever comes next."""
+        """Leave this process's batches to the next."""
         with self._ledger.transaction() as database:
             database.execute("UPDATE batches SET owner = '' WHERE owner = ?", (self._owner,))
 

@@ -42,7 +42,7 @@ class AbsentError(Exception):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A batch as its provider tells of it. `done` counts requests that ended, well or not; `errors` are those of the
+    """A batch as its provider describes it. `done` counts requests that ended, well or not; `errors` are those of the
     batch as a whole, (code, message)."""
 
     id: str
@@ -144,7 +144,7 @@ class Provider:
         return None if found is None else self._snapshot(found)
 
     async def retrieve(self, batch_id: str) -> Snapshot:
-        """How a batch stands; raises `AbsentError` where there is none of that id."""
+        """A batch's status; raises `AbsentError` where there is none of that id."""
         return self._snapshot(await self._answered("/batches", lambda: self._client.batches.retrieve(batch_id)))
 
     async def download(self, file_id: str, into: IO[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""A batch's requests: let out by the gate and packed within a provider's limits; and what came back for each.
+"""A batch's requests: admitted by the gate and packed within a provider's limits; and what came back for each.
 
 What a provider sends is read without trust. A line that cannot be read, or is about something else, is skipped.
 """
@@ -55,9 +55,9 @@ class Job:
 
 
 class Outbox:
-    """What is still to be sent. After `ended` nothing more is; `error` says why, `None` if nobody wants more.
+    """What is still to be sent. After `ended` nothing more is; `error` says why, `None` if no more is wanted.
 
-    A gate that lets nothing more out for `grace` seconds waits for replies: what was let out is sent.
+    A gate that lets nothing more out for `grace` seconds waits for replies: what was admitted is sent.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Outbox:
         return jobs
 
     async def close(self) -> tuple[list[Job], list[Job]]:
-        """Leave the gate alone; returns who was let out and not sent, and who may have been let out."""
+        """Stop asking the gate; returns what was admitted and not sent, and what may have been admitted."""
         doubtful: list[Job] = []
         for task, job in self._admitting.items():
             if task.cancel():
@@ -194,7 +194,7 @@ def write_line(key: str, body: bytes) -> bytes:
 
 
 def read_line(raw: bytes) -> ResultLine | None:
-    """A line of an output or error file; `None` where it is damaged, so that nobody knows whose it is."""
+    """A line of an output or error file; `None` where it is damaged, so that its request is not known."""
     try:
         line: Any = json.loads(raw)
     except (ValueError, RecursionError):
@@ -341,7 +341,7 @@ async def collect(
     for file_id in (snapshot.output_file_id, snapshot.error_file_id):
         if file_id is None:
             continue
-        # On the disk first: whoever takes the replies may take longer than a connection lasts.
+        # On the disk first: taking the replies may take longer than a connection lasts.
         with tempfile.TemporaryFile(dir=folder) as file:
             await provider.download(file_id, file)
             file.seek(0)

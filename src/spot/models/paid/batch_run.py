@@ -77,7 +77,7 @@ class BatchRun:
         self._unanswered = 0
 
     async def replies(self) -> AsyncIterator[list[Reply]]:
-        """All that is asked for, from earlier processes' batches and from this one's."""
+        """All replies, from earlier processes' batches and from this one's."""
         await self._resume()
         pause = self._terms.waits.first
         while True:
@@ -252,7 +252,7 @@ class BatchRun:
     # Collecting
 
     async def _look(self, batch: Batch) -> Snapshot | None:
-        """How a batch stands; `None` where nobody answered this time."""
+        """A batch's status; `None` where the provider did not answer this time."""
         try:
             snapshot = await self._provider.retrieve(batch.id)
         except AbsentError as error:

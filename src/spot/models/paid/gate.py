@@ -42,13 +42,13 @@ class LedgerGate:
         self._served: set[str] = set()  # answered from the record here
         self._waiting: list[tuple[Operation, asyncio.Future[Admission]]] = []
         self._committing: asyncio.Task[None] | None = None
-        self._open = 0  # tries let out, or about to be, whose end is not committed yet
+        self._open = 0  # tries admitted, or about to be, whose end is not committed yet
         self._changed = asyncio.Event()
         self._unsettled: set[str] = set()  # tried, perhaps charged, and to be tried again
 
     async def admit(self, request: Request, sampling: Sampling) -> Reply | None:  # noqa: ARG002 (it is this call's)
         """Commit the try; waits for room in the account while something is on its way, and for another process that
-        asks the same, whose reply is given."""
+        has sent the same, whose reply is given."""
         if self._model.turnstile is not None:
             try:
                 await self._model.turnstile.enter(request)
@@ -152,7 +152,7 @@ class LedgerGate:
             self._tell()
 
     def _settled(self) -> None:
-        self._open = max(0, self._open - 1)  # a batch of an earlier process was not let out here
+        self._open = max(0, self._open - 1)  # a batch of an earlier process was not admitted here
         self._tell()
 
     def _tell(self) -> None:
@@ -182,7 +182,7 @@ class LedgerGate:
                     future.set_result(result)
 
     async def close(self) -> None:
-        """Wait until everything is committed; what is not settled is nobody's from here on."""
+        """Wait until everything is committed; what is not settled belongs to no process from here on."""
         while self._committing is not None and not self._committing.done():
             await self._committing
         await asyncio.to_thread(self._model.ledger.apply, [Released(list(self.key_of.values()))])

@@ -307,7 +307,7 @@ class Ledger(LedgerFile):
                 yield [_reply(ids_by_key[key], *values) for key, *values in rows]
 
     def kept(self, ids_by_key: dict[str, str]) -> Iterator[list[Kept]]:
-        """All that is on record under these keys, in groups, replies under the request ids that are asked now.
+        """All that is on record under these keys, in groups, replies under the present request ids.
 
         A request without a reply is there if a body came for it and the process was killed before it was read, or could
         not read it; not while it is on its way, here or in another process that lives.
@@ -389,7 +389,7 @@ class Ledger(LedgerFile):
         return [AccountLine(*row) for row in rows]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every request with all that is known of it, in the order in which they were last sent."""
+        """Every request with all that is known about it, in the order in which they were last sent."""
         with self._errors():
             cursor = self._database.execute("SELECT * FROM requests ORDER BY sent_at, key")
             names = [column[0] for column in cursor.description]

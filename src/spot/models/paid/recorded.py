@@ -76,7 +76,7 @@ class RecordedModel:
 
     @property
     def gated(self) -> bool:
-        """Whether every request is let out by itself, so that no more are sent than `turnstile` wants."""
+        """Whether every request is admitted by itself, so that no more are sent than `turnstile` wants."""
         return hasattr(self._model, "gate")
 
     @property
