@@ -241,7 +241,7 @@ ERRORS: dict[str, Behaviour] = {
         ends="out of credit",
         seen="OpenRouter",
     ),
-    "401 inside 200": Behaviour(broken(401, "No auth credentials found"), ends="wants a key"),
+    "401 inside 200": Behaviour(broken(401, "No auth credentials found"), ends="requires a key"),
     "404 inside 200": Behaviour(
         Answer(body=b'{"error": "Unexpected endpoint or method. (POST /chat/completions)"}'),
         ends="Unexpected endpoint",

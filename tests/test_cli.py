@@ -142,7 +142,7 @@ def test_a_refused_key_is_one_line_and_nothing_is_left(spot_here: SpotHere, tmp_
             "rectify": ["rectify.oracle=model", "rectify.model=m", f"rectify.base_url={server.url}"],
         }
         code, errors = spot_here(*STAGES[stage].split(), *settings[stage])
-    assert code == 2 and "wants a key (HTTP 401)" in errors and errors.count("\n") == 1
+    assert code == 2 and "requires a key (HTTP 401)" in errors and errors.count("\n") == 1
     assert {path.name for path in (tmp_path / "out").glob("*")} <= {"a.ledger.sqlite", "r.ledger.sqlite"}
 
 

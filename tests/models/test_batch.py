@@ -105,7 +105,7 @@ def test_what_a_batch_did_finish_is_kept_and_the_rest_asked_again(
         assert server.inputs() == [["a", "b", "c"], ["a", "c"]]
         assert set(server.ran.values()) == {1}
         assert user.spent() == pytest.approx((9.0, 0.0))
-        assert f"batch batch_0: {status}, 1 of 3 answered, 2 are asked again" in user.said
+        assert f"batch batch_0: {status}, 1 of 3 answered, 2 are sent again" in user.said
 
 
 def test_a_few_rounds_and_then_a_reason(tmp_path: Path) -> None:
@@ -229,12 +229,12 @@ def test_two_processes_do_not_collect_the_same(tmp_path: Path, monkeypatch: pyte
         with Ledger(user.path) as ledger, ledger.transaction() as database:
             database.execute("UPDATE batches SET owner = ?", (lease.owner_of(other.pid),))
         assert user.run(ask("a")) == {}
-        assert f"process {other.pid} sees to batch batch_0; stop it" in str(user.stopped)
+        assert f"process {other.pid} is handling batch batch_0; stop it" in str(user.stopped)
         # Of another machine it is not known whether it lives: it is watched for a while, and that is said.
         with Ledger(user.path) as ledger, ledger.transaction() as database:
             database.execute("UPDATE batches SET owner = 'elsewhere:1:1', seen_at = 1e12")
         assert len(user.run(ask("a"))) == 1
-        assert any("waiting for a sign of life of process 1 on elsewhere" in line for line in user.said)
+        assert any("waiting for a sign of life from process 1 on elsewhere" in line for line in user.said)
         other.kill()
 
 

@@ -121,7 +121,7 @@ def test_a_submission_is_found_by_a_later_process_among_many(tmp_path: Path) -> 
     with BatchServer(fault=fault) as server:
         user = User(tmp_path, server.url)
         assert user.run(ask("a", "b")) == {}
-        assert "it is not known whether a batch was made" in str(user.stopped)
+        assert "it is not known whether a batch was created" in str(user.stopped)
         down = False
         server.batches |= {f"batch_other{n}": Held(f"batch_other{n}", "file-x", {}, []) for n in range(3)}
         assert len(user.run(ask("a", "b"))) == 2

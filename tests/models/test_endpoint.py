@@ -127,7 +127,7 @@ def test_too_long_a_retry_after_stops_at_once_and_resumably() -> None:
 def test_endless_429_stops_and_commits_nothing_about_the_unanswered() -> None:
     replies: dict[str, Reply] = {}
     script = lambda seen: echo(seen) if seen.question == "a" else failure(429)  # noqa: E731
-    with FakeServer(script) as server, pytest.raises(StoppedEarly, match=r"429.*goes on"):
+    with FakeServer(script) as server, pytest.raises(StoppedEarly, match=r"429.*resumes"):
         collect(endpoint(server.url, concurrency=1), ask("a", "b"), replies)
     assert list(replies) == ["a"]
     assert len(server.seen) == 1 + QUICK.tries
@@ -268,7 +268,7 @@ def test_refused_key_names_the_variable_and_never_the_key(status: int) -> None:
             answers(endpoint(server.url, api_key_env="SPOT_TEST_KEY", concurrency=1), *map(str, range(9)))
         assert len(server.seen) <= 2
         assert KEY not in "".join(traceback.format_exception(caught.value))
-        with pytest.raises(UserError, match=r"wants a key.*api_key_env"):
+        with pytest.raises(UserError, match=r"requires a key.*api_key_env"):
             answers(endpoint(server.url), "a")
 
 

@@ -101,7 +101,7 @@ def test_what_a_server_that_dies_had_in_flight_goes_to_the_others(caplog: pytest
 def test_only_when_all_are_out_the_run_stops() -> None:
     replies: dict[str, Reply] = {}
     script = lambda seen: echo(seen) if seen.number < 5 else failure(503, "down")  # noqa: E731
-    told = r"/v1, the last of 2 URLs, stopped answering: HTTP 503: down.*goes on"
+    told = r"/v1, the last of 2 URLs, stopped answering: HTTP 503: down.*resumes"
     with FakeServer(script) as one, FakeServer(script) as two, pytest.raises(StoppedEarly, match=told):
         collect(endpoint([one.url, two.url], concurrency=2), ask(*map(str, range(60))), replies)
     assert len(replies) == 10
@@ -288,7 +288,7 @@ def test_a_call_in_the_midst_of_another_is_not_starved() -> None:
 def test_an_empty_account_stops_the_run_resumably(broke: Answer, answered: bool) -> None:
     replies: dict[str, Reply] = {}
     script = lambda seen: echo(seen) if answered and seen.number < 2 else broke  # noqa: E731
-    with FakeServer(script) as server, pytest.raises(StoppedEarly, match=r"out of credit \(HTTP 4.*top it up.*goes on"):
+    with FakeServer(script) as server, pytest.raises(StoppedEarly, match=r"out of credit \(HTTP 4.*top it up.*resumes"):
         collect(endpoint(server.url, concurrency=1), ask(*map(str, range(20))), replies)
     assert len(replies) == (2 if answered else 0)
     assert len(server.seen) == len(replies) + 1

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spot.models.base import Body
-from spot.models.endpoint import completion, wire
-from spot.models.endpoint.document import UnreadableError
+from spot.models.endpoint import completion, error_body
+from spot.models.endpoint.completion import UnreadableError
 
 UNHURRIED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -34,7 +34,7 @@ def test_no_json_crashes_the_reader(value: object) -> None:
 @UNHURRIED
 @given(st.text())
 def test_one_line_is_one_short_line(text: str) -> None:
-    line = wire.one_line(text)
+    line = error_body.one_line(text)
     assert len(line) <= 300
     assert line.splitlines() in ([line], [])
 
@@ -54,4 +54,4 @@ def test_one_line_is_one_short_line(text: str) -> None:
     ],
 )
 def test_retry_after_forms(headers: dict[str, str], seconds: float | None) -> None:
-    assert wire.retry_after(headers) == seconds
+    assert error_body.retry_after(headers) == seconds

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from spot.errors import UserError
 from spot.models.base import Body, Reply, Usage
 from spot.models.paid import lease
-from spot.models.paid.bodies import kept
 from spot.models.paid.ledger import Admit, Entry, GivenUp, Ledger, Prices, Received, Refused, Replied
 
 
@@ -331,7 +330,7 @@ def test_a_ledger_without_bodies_is_read_and_goes_on(tmp_path: Path, read_only: 
             Reply("now", "hello", "stop", reasoning="hm", usage=Usage(10, 20))
         ]
         if not read_only:
-            assert [(one.key, one.bodies) for group in kept(ledger, {"a": "now"}) for one in group] == [("a", ())]
+            assert [(one.key, one.bodies) for group in ledger.kept({"a": "now"}) for one in group] == [("a", ())]
             body = Body(b"\xff\x00 as it came", "text/plain")
             ledger.apply([admit("b"), Received("b", body), replied("b")])
-            assert [one.bodies for group in kept(ledger, {"b": "b"}) for one in group] == [(body,)]
+            assert [one.bodies for group in ledger.kept({"b": "b"}) for one in group] == [(body,)]

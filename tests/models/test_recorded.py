@@ -199,7 +199,7 @@ def test_every_try_is_committed_before_it_is_sent(path: Path) -> None:
 
 
 def test_what_another_process_is_waiting_for_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spot.models.paid.recorded.ELSEWHERE_EVERY", 0.01)
+    monkeypatch.setattr("spot.models.paid.gate.ELSEWHERE_EVERY", 0.01)
     [request] = asked(1)
     model = Paid()
 

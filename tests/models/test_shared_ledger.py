@@ -16,7 +16,7 @@ from tests.fake_server import Answer, FakeServer, Seen, completion
 from spot.errors import RunFailed, UserError
 from spot.models.base import NoMore, Reply, Request, request_key
 from spot.models.endpoint.model import EndpointModel, RetryPolicy
-from spot.models.paid import recorded
+from spot.models.paid import gate
 from spot.models.paid.batch import BatchModel
 from spot.models.paid.ledger import Admit, Ledger, Refused
 from spot.models.paid.recorded import RecordedModel
@@ -24,9 +24,9 @@ from spot.models.paid.recorded import RecordedModel
 ONE = """
 import asyncio, os, sys, time
 from pathlib import Path
-from spot.models.paid import recorded
+from spot.models.paid import gate
 from tests.ledger_kills import ask
-recorded.ELSEWHERE_EVERY = 0.05
+gate.ELSEWHERE_EVERY = 0.05
 here = Path(sys.argv[2])
 here.with_name(f"ready-{os.getpid()}").touch()
 while len(list(here.parent.glob("ready-*"))) < 3:
@@ -78,7 +78,7 @@ class Late:
 def test_what_another_has_bought_since_is_not_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_batches: bool
 ) -> None:
-    monkeypatch.setattr(recorded, "ELSEWHERE_EVERY", 0.01)
+    monkeypatch.setattr(gate, "ELSEWHERE_EVERY", 0.01)
 
     async def go() -> None:
         late = Late()
@@ -147,7 +147,7 @@ def test_when_nothing_more_is_wanted_nobody_is_waited_for(tmp_path: Path) -> Non
 
 
 def test_room_that_another_may_give_back_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "ELSEWHERE_EVERY", 0.02)
+    monkeypatch.setattr(gate, "ELSEWHERE_EVERY", 0.02)
     with FakeServer(shout) as server, Ledger(tmp_path / "l.sqlite") as ledger, theirs(ledger) as other:
         [a] = ask("a")
         model = RecordedModel(EndpointModel("m", server.url), ledger, "rectify", PRICE)

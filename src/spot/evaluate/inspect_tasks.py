@@ -49,7 +49,7 @@ _CHAT = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": Chat
 _FINISH: Mapping[str, FinishReason] = {"stop": "stop", "max_tokens": "length", "model_length": "length"}
 # inspect's names for why a score is what it is; it takes others, too.
 _REASONS = {"unanswered": "invalid_response_format", "unscored": "scoring_failed", "truncated": "truncated"}
-# As spot.models.endpoint.wire sends them: servers keep seeds in signed integers of 32 or 64 bits.
+# As spot.models.endpoint.model sends them: servers keep seeds in signed integers of 32 or 64 bits.
 _SEED_BITS = 0x7FFFFFFF
 
 

@@ -17,9 +17,9 @@ Item = TypeVar("Item")
 class Request:
     """One question to a model. `id` is unique in a run; `seed` is this request's own.
 
-    `candidate` and `attempt` tell apart what is asked more than once in the same words; `about` is what it is about (an
-    attempt's id), for whoever has a say in what is still worth asking. `prefix` is the beginning of the answer: the
-    model goes on from there, and the reply's text is only what it adds.
+    `candidate` and `attempt` tell apart requests with the same messages; `about` is what it is about (an
+    attempt's id), for whoever decides what is still worth sending. `prefix` is the beginning of the answer: the
+    model continues from there, and the reply's text is only what it adds.
     """
 
     id: str
@@ -67,10 +67,10 @@ class Reply:
 
     `text` is without special tokens and without the end-of-turn token; `token_ids` are the sampled ids of the answer
     (end-of-turn included where it was sampled), `None` where the model does not give them. With
-    `finish_reason == "error"`, `text` is empty and `error` says why in one line; `passing` is an error that another
-    command may be spared, so that nothing is stored of it. `reasoning` is what a server keeps apart from the answer,
+    `finish_reason == "error"`, `text` is empty and `error` says why in one line; `passing` is an error that may not
+    happen to the next command, so that nothing is stored of it. `reasoning` is what a server keeps beside the answer,
     `refusal` what it calls a refusal, `model` the model that the reply names; `usage` is `None` where it does not say.
-    `remark` is what a user should be told of it. `body` is what this was read from: an error reply with a body was
+    `remark` is what a user should be told about it. `body` is what this was read from: an error reply with a body was
     answered, and paid for.
     """
 
@@ -89,7 +89,7 @@ class Reply:
 
 
 class Unanswered:
-    """Requests of one stage that got no reply for a reason that may pass: the same command asks them again."""
+    """Requests of one stage that got no reply for a reason that may pass: the same command sends them again."""
 
     def __init__(self) -> None:
         self.why: dict[str, str] = {}
@@ -105,7 +105,7 @@ class Unanswered:
             first, why = next(iter(self.why.items()))
             raise StoppedEarly(
                 f"{len(self.why):,} of {of:,} requests got no reply, for a reason that may pass (the first, {first}: "
-                f"{why}); the same command asks only for these, and records as refused what fails again"
+                f"{why}); run the same command again: it sends only these, and records as refused what fails again"
             )
 
 
@@ -114,10 +114,10 @@ class NoMore(Exception):
 
 
 class Gate(Protocol):
-    """Who is asked before money is spent; a model that sends requests over a network has one as `gate`.
+    """Decides, before money is spent, what is sent; a model that sends requests over a network has one as `gate`.
 
     `proven` says that the endpoint has answered before, in another process perhaps; `doubtful` are the ids of requests
-    that an earlier command has tried in vain.
+    that failed in an earlier command.
     """
 
     proven: bool
@@ -162,7 +162,7 @@ class Model(Protocol):
 @asynccontextmanager
 async def closed(groups: AsyncIterator[Item]) -> AsyncGenerator[AsyncIterator[Item]]:
     """`groups`, closed at the end of the `with` block whatever ends it: a generator that is left is closed by the event
-    loop some time, and what it had under way goes on until then."""
+    loop some time, and what it had under way runs on until then."""
     try:
         yield groups
     finally:

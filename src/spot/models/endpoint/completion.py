@@ -1,17 +1,19 @@
-"""A chat completion's body, read without trust: whatever of it can be read is read, and its text is never changed.
+"""A reply's body, from its bytes to a `Reply`, read without trust: whatever can be read is read, no text is changed.
 
-One reader serves endpoints, batches and the record.
+A body is plain JSON, JSON behind a proxy's comment lines, or a stream of chunks that nobody asked for, in UTF-8 or the
+charset that the server names. One reader serves endpoints, batches and the ledger.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from email.message import Message as Headers
 from typing import Any, Literal, cast
 
 from spot.models.base import Body, Reply, Usage
-from spot.models.endpoint import wire
-from spot.models.endpoint.document import UnreadableError, choice_of, completion_in, is_unicode, message_of, texts_of
+from spot.models.endpoint import error_body
+from spot.models.endpoint.error_body import one_line
 
 MAX_TEXT_BYTES = 4 * 2**20
 """The most that the text of a reply may take as JSON, so that the rows that hold it, twice at most, can be read back
@@ -28,6 +30,22 @@ _FILTERED = re.compile(
     r"filter|safety|recitation|blocklist|prohibited|spii|guardrail|sensitive|moderat|refus|toxic|flagg"
 )
 _FAILED = re.compile(r"error|abort|cancel|fail|time_?out|insufficient|interrupt|unload|overload")
+
+_COMMENT = re.compile(r"(?:[\s\0\ufeff]|:[^\r\n]*(?:[\r\n]|$))+")
+_FIELD = re.compile(r"(data|event|id|retry):? ?")
+_NEWLINE = re.compile(r"\r\n|\r|\n")
+_PARTIAL = re.compile(r"[\w.+-]*\s*$", re.ASCII)
+
+_THINKING = frozenset({"thinking", "reasoning", "redacted_thinking", "reasoning_content", "thought"})
+
+
+class UnreadableError(Exception):
+    """There is no completion to be read. The body was `cut` off and may come whole another time, is `garbled` (no
+    JSON in any charset that is named), or is `foreign`: whole JSON that is something else."""
+
+    def __init__(self, why: str, kind: Literal["cut", "garbled", "foreign"]) -> None:
+        super().__init__(why)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -47,16 +65,13 @@ def read(request_id: str, body: Body) -> Reply | Rejected:
     Raises `UnreadableError` where there is no completion and no error in it.
     """
     if body.redacted:
-        return Reply(request_id, "", "error", error=HELD_KEY, usage=_usage_of(body), body=body)
+        try:
+            usage = read_usage(completion_in(body).get("usage"))[0]
+        except UnreadableError:
+            usage = None
+        return Reply(request_id, "", "error", error=HELD_KEY, usage=usage, body=body)
     found = read_completion(request_id, completion_in(body))
     return found if isinstance(found, Rejected) else replace(found, body=body)
-
-
-def _usage_of(body: Body) -> Usage | None:
-    try:
-        return read_usage(completion_in(body).get("usage"))[0]
-    except UnreadableError:
-        return None
 
 
 def reread(request_id: str, bodies: Sequence[Body]) -> Reply | None:
@@ -85,7 +100,7 @@ def read_completion(request_id: str, completion: Mapping[str, Any]) -> Reply | R
         worked = bool(text or reasoning or (usage and usage.output_tokens))
         return _rejected(error or {}, f"finish_reason {name!r}", worked)
     if not choice:
-        if wire.is_error(completion):
+        if error_body.is_error(completion):
             return _rejected(completion, "")
         raise UnreadableError("the reply is JSON but holds no choices of a chat completion", "foreign")
     model = completion.get("model")
@@ -108,15 +123,9 @@ def read_usage(usage: object) -> tuple[Usage | None, str]:
     if not isinstance(usage, dict):
         return None, ""
     fields = cast(dict[str, Any], usage)
-    prompt, completion, total, reasoning = (
-        _count(fields, *names)
-        for names in (
-            ("prompt_tokens", "input_tokens"),
-            ("completion_tokens", "output_tokens"),
-            ("total_tokens",),
-            ("reasoning_tokens",),
-        )
-    )
+    prompt = _count(fields, "prompt_tokens", "input_tokens")
+    completion = _count(fields, "completion_tokens", "output_tokens")
+    total, reasoning = _count(fields, "total_tokens"), _count(fields, "reasoning_tokens")
     for name in ("completion_tokens_details", "output_tokens_details"):
         if reasoning is None and isinstance(fields.get(name), dict):
             reasoning = _count(fields[name], "reasoning_tokens")
@@ -124,12 +133,10 @@ def read_usage(usage: object) -> tuple[Usage | None, str]:
         completion = total - prompt
     if prompt is None or completion is None or completion < 0:
         said = {name: fields[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens") if name in fields}
-        odd = (
-            wire.one_line(json.dumps(said, default=str), 120)
-            if any(value is not None for value in said.values())
-            else ""
-        )
-        return None, f"usage is no count of tokens ({odd}): booked as the most that it can have cost" if odd else ""
+        if all(value is None for value in said.values()):
+            return None, ""
+        odd = one_line(json.dumps(said, default=str), 120)
+        return None, f"usage is no count of tokens ({odd}): booked as the most that it can have cost"
     return Usage(prompt, completion, total, reasoning), ""
 
 
@@ -173,7 +180,7 @@ def _no_answer(reply: Reply, ended: str, name: str) -> str:
 
 def _why_empty(reply: Reply, name: str) -> str:
     if reply.refusal.strip():
-        return f"the model refused: {wire.one_line(reply.refusal, 200)}"
+        return f"the model refused: {one_line(reply.refusal, 200)}"
     if name and name.lower() != "stop":
         return f"finish_reason {name!r}, and no text"
     return "empty content beside reasoning text" if reply.reasoning else "empty content"
@@ -188,10 +195,215 @@ def _unusable(reply: Reply, why: str) -> Reply:
 
 
 def _rejected(error: object, why: str, worked: bool = False) -> Rejected:
-    says = wire.server_says(error, error if isinstance(error, str) else "") or why
-    return Rejected(wire.status_of(error, says), error, says, worked)
+    says = error_body.server_says(error, error if isinstance(error, str) else "") or why
+    return Rejected(error_body.status_of(error, says), error, says, worked)
 
 
 def _storable(text: str) -> str:
     """Half a surrogate pair beside the answer is no reason to lose it; the body keeps it."""
     return text.encode(errors="replace").decode()
+
+
+def completion_in(body: Body) -> dict[str, Any]:
+    """The completion, or whatever object there is in its place, put together from chunks where it is a stream.
+
+    Raises `UnreadableError` where there is none.
+    """
+    text = _decoded(body)
+    start = _COMMENT.match(text)
+    rest = text[start.end() :] if start else text
+    if not rest:
+        raise UnreadableError("the reply is empty", "cut")
+    if _FIELD.match(rest):
+        documents, done = _events(rest)
+    elif rest[0] in "{[":
+        documents, done = list(_documents(rest)), False
+    elif rest[0] == "<":
+        raise UnreadableError("the reply is a web page, not JSON; does the URL end in /v1?", "garbled")
+    elif _is_json(rest):
+        raise UnreadableError("the reply is JSON but no chat completion", "foreign")
+    else:
+        raise UnreadableError(f"the reply is text, not JSON: {one_line(rest, 80)}", "garbled")
+    objects = [cast(dict[str, Any], one) for one in _flat(documents) if isinstance(one, dict)]
+    if not objects:
+        raise UnreadableError("the reply is JSON but no chat completion", "foreign")
+    if len(objects) == 1 and isinstance(objects[0].get("response"), dict) and "custom_id" in objects[0]:
+        line = cast(dict[str, Any], objects[0]["response"])  # of a batch's output
+        return cast(dict[str, Any], line["body"]) if isinstance(line.get("body"), dict) else {}
+    if len(objects) == 1 and "delta" not in choice_of(objects[0]):
+        return objects[0]
+    choices = [(one, choice_of(one)) for one in objects]
+    if whole := [one for one, choice in choices if "message" in choice and any(texts_of(message_of(choice)))]:
+        return whole[-1]
+    streamed = _put_together(objects)
+    if not done and not streamed["choices"][0]["finish_reason"] and not streamed["error"]:
+        raise UnreadableError("the reply is a stream that is cut off", "cut")
+    return streamed
+
+
+def _decoded(body: Body) -> str:
+    content = body.content
+    try:
+        # JSON is Unicode (RFC 8259, 8.1): what decodes as such is, whatever the header says.
+        return content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError as error:
+        headers = Headers()
+        headers["content-type"] = body.content_type
+        charset = headers.get_content_charset("utf-8")
+        try:
+            return content.decode(charset)
+        except (LookupError, ValueError):
+            if error.end == len(content) and "end of data" in error.reason:
+                raise UnreadableError("the reply is cut off", "cut") from None
+            raise UnreadableError(
+                f"the reply is not in UTF-8 (byte {error.start + 1} of {len(content)}), nor in what its Content-Type "
+                f"names ({body.content_type or 'nothing'})",
+                "garbled",
+            ) from None
+
+
+def _documents(text: str) -> Iterator[object]:
+    """The JSON values that a text begins with, one after the other."""
+    decoder = json.JSONDecoder(strict=False, parse_int=_integer)
+    position, found = 0, False
+    while position < len(text) and text[position] in "{[":
+        try:
+            value, position = decoder.raw_decode(text, position)
+        except RecursionError:
+            raise UnreadableError("the reply is JSON that is nested too deeply", "foreign") from None
+        except ValueError as error:
+            if found:
+                return
+            at = getattr(error, "pos", 0)
+            cut = "Unterminated string" in str(error) or bool(_PARTIAL.match(text, at))
+            why = "is cut off" if cut else f"is not JSON ({one_line(str(error), 80)})"
+            raise UnreadableError(f"the reply {why}", "cut" if cut else "garbled") from None
+        found = True
+        yield value
+        between = _COMMENT.match(text, position)
+        position = between.end() if between else position
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _integer(digits: str) -> int | float:
+    """Python refuses to read very long integers, for which a whole reply need not be lost."""
+    return int(digits) if len(digits) <= 20 else float(digits)
+
+
+def _events(text: str) -> tuple[list[object], bool]:
+    """What a stream of server-sent events holds, and whether it ends as streams of chunks end."""
+    documents: list[object] = []
+    data: list[str] = []
+    done = False
+    for line in [*_NEWLINE.split(text), ""]:
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif line.startswith("{"):
+            data.append(line)
+        elif not line and data:
+            event, data = "\n".join(data), []
+            if event.strip() == "[DONE]":
+                done = True
+            elif event.lstrip()[:1] in ("{", "["):
+                documents += _documents(event.lstrip())
+    return documents, done
+
+
+def _flat(documents: Sequence[object]) -> Iterator[object]:
+    """Some servers send their one object in a list."""
+    for one in documents:
+        yield from cast(list[object], one) if isinstance(one, list) else [one]
+
+
+def _put_together(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A completion from a stream's chunks."""
+    pieces: list[tuple[str, str, str]] = []
+    told: dict[str, Any] = {"model": None, "usage": None, "error": None}
+    finish_reason: object = None
+    for chunk in chunks:
+        choice = choice_of(chunk)
+        pieces.append(texts_of(message_of(choice)))
+        finish_reason = choice.get("finish_reason") or finish_reason
+        told["error"] = told["error"] or choice.get("error")
+        told |= {name: chunk[name] for name in told if chunk.get(name)}
+    text, reasoning, refusal = (_joined(column) for column in zip(*pieces, strict=True))
+    message = {"content": text, "reasoning": reasoning, "refusal": refusal}
+    return {**told, "choices": [{"message": message, "finish_reason": finish_reason}]}
+
+
+def _joined(pieces: Sequence[str]) -> str:
+    """Text from pieces; a character outside the basic plane may be halved between two."""
+    text = "".join(pieces)
+    return text if is_unicode(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+def choice_of(completion: Mapping[str, Any]) -> dict[str, Any]:
+    """The first choice that holds text, or the first; empty where there is none."""
+    choices: object = completion.get("choices")
+    found = [
+        cast(dict[str, Any], one)
+        for one in (cast(list[object], choices) if isinstance(choices, list) else [])
+        if isinstance(one, dict)
+    ]
+    found = [one for one in found if isinstance(one.get("text"), str) or message_of(one) or one.get("error")] or found
+    return next((one for one in found if texts_of(message_of(one))[0].strip()), found[0] if found else {})
+
+
+def message_of(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice's message, or a chunk's part of one."""
+    for name in ("message", "delta"):
+        if isinstance(choice.get(name), dict):
+            return cast(dict[str, Any], choice[name])
+    return {"content": choice["text"]} if isinstance(choice.get("text"), str) else {}
+
+
+def texts_of(message: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A message's text, reasoning and refusal; content may be text or a list of parts of several kinds."""
+    content: object = message.get("content")
+    text, thought, declined = [""], [""], [""]
+    for part in cast(list[object], content) if isinstance(content, list) else [content]:
+        if not isinstance(part, dict):
+            text.append(_string(part))
+            continue
+        fields = cast(dict[str, Any], part)
+        kind = str(fields.get("type") or "text").lower()
+        if kind in _THINKING or fields.get("thought") is True:
+            thought.append(
+                next(filter(None, (_string(fields.get(name)) for name in ("thinking", "reasoning", "text"))), "")
+            )
+        elif kind == "refusal":
+            declined.append(_string(fields.get("refusal")))
+        else:
+            text.append(_string(fields.get("text")))
+    reasoning = next(
+        filter(None, (_string(message.get(name)) for name in ("reasoning_content", "reasoning", "thinking"))), ""
+    )
+    return "".join(text), reasoning or "".join(thought), _string(message.get("refusal")) or "".join(declined)
+
+
+def _string(value: object) -> str:
+    """Text, as it is or inside a list or an object of texts."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "".join(map(_string, cast(list[object], value)))
+    if isinstance(value, dict):
+        fields = cast(dict[str, Any], value)
+        return _string(fields.get("text") or fields.get("value"))
+    return ""
+
+
+def is_unicode(text: str) -> bool:
+    """JSON can spell half a surrogate pair; such a string cannot be written to any file."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

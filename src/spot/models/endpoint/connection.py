@@ -1,17 +1,105 @@
-"""Connections to a server: the SDK's clients, which take nothing from the environment that the user did not name here,
-and never read more than a body may hold."""
+"""Where an endpoint is and what opens it: URLs, keys, and the SDK's clients.
+
+Clients take nothing from the environment that the user did not name, and never read more than a body may hold. A key is
+taken out of what a server sent, however it is spelled there, before that is kept.
+"""
 
 import os
+import re
 import ssl
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
 from spot.errors import UserError
+from spot.models.base import Body, Reply
+from spot.models.endpoint.completion import UnreadableError, read
+
+
+def read_key(api_key_env: str | None) -> str | None:
+    """The key in the environment variable `api_key_env`; raises `UserError` where it is unset or cannot be one."""
+    if api_key_env is None:
+        return None
+    if not re.fullmatch(r"[A-Za-z_]\w*", api_key_env, re.ASCII):
+        # Not echoed: a key pasted here by mistake is the likely cause.
+        raise UserError("api_key_env is the *name* of an environment variable (letters, digits, _), not a key")
+    key = os.environ.get(api_key_env, "").strip()
+    if not key:
+        # The same care: only what looks like such a name is echoed.
+        shown = f" {api_key_env}" if re.fullmatch(r"[A-Z][A-Z0-9_]*", api_key_env) else " named by api_key_env"
+        raise UserError(f"the environment variable{shown} is not set; put the endpoint's key into it")
+    if not re.fullmatch(r"[!-~]+", key):
+        raise UserError(f"the environment variable {api_key_env} holds characters that no key has (spaces, non-ASCII)")
+    return key
+
+
+def checked_base_url(base_url: str) -> str:
+    """`base_url` without a trailing slash; raises `UserError` where it is no http(s) URL or carries a password."""
+    try:
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UserError(f"base_url: not a URL ({error}); expected something like http://127.0.0.1:8000/v1") from None
+    if parts.username is not None or parts.password is not None:
+        raise UserError("base_url carries a user name or password; put the key into an environment variable instead")
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        shown = base_url.partition("?")[0]  # keys hide in queries
+        raise UserError(f"base_url {shown!r}: expected something like http://127.0.0.1:8000/v1")
+    return base_url.rstrip("/").removesuffix("/chat/completions")
+
+
+def checked_base_urls(base_url: str | Sequence[str]) -> tuple[str, ...]:
+    """One URL or several, checked; raises `UserError` where there is none, or one twice."""
+    urls = tuple(map(checked_base_url, [base_url] if isinstance(base_url, str) else base_url))
+    if not urls:
+        raise UserError("base_url: the list is empty; name at least one URL")
+    if len(set(urls)) < len(urls):
+        twice = next(url for url in urls if urls.count(url) > 1)
+        raise UserError(f"base_url: {twice} is listed twice; requests are balanced over different servers")
+    return urls
+
+
+SECRET = 16
+"""Characters from which on a key is taken for a secret; what
+local servers are given, "none" or "x", is in many texts."""
+
+
+def without_key(body: Body, key: str, shown: str) -> Body:
+    """`body` as it came, or with `shown` in place of `key` and flagged as redacted."""
+    pattern = re.compile(b"".join(map(_spelled, key)))
+    if pattern.search(body.content):
+        return replace(body, content=pattern.sub(shown.encode(), body.content), redacted=True)
+    # In an encoding of two or four bytes a character, which no server of today uses.
+    wide = re.compile(rb"\0*".join(map(_spelled, key)))
+    if b"\0" in body.content[:4] and wide.search(body.content):
+        return replace(body, content=wide.sub(shown.encode(), body.content), redacted=True)
+    return body if key not in _streamed(body) else Body(f"a stream with {shown} in pieces".encode(), "", redacted=True)
+
+
+def _streamed(body: Body) -> str:
+    """The texts that a stream's chunks make up, where it is one."""
+    if b"data:" not in body.content[:4096]:
+        return ""
+    try:
+        reply = read("", body)
+    except UnreadableError:
+        return ""
+    return f"{reply.text} {reply.reasoning} {reply.refusal}" if isinstance(reply, Reply) else reply.says
+
+
+def _spelled(character: str) -> bytes:
+    """The spellings of a character in a JSON string."""
+    plain = re.escape(character.encode())
+    escaped = b"\\\\" + plain if character in '"\\/' else plain
+    code = f"{ord(character):04x}".encode()
+    return rb"(?:%s|%s|\\u(?i:%s))" % (plain, escaped, code)
+
 
 LANE = 8
 """Tries that share one connection pool: every request walks its whole pool, which is slow where that is hundreds."""
@@ -99,16 +187,16 @@ def _proxy_is_wrong(error: Exception) -> str:
     names = [name for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY") for name in (name, name.lower())]
     told = {name: _without_login(os.environ[name]) for name in names if os.environ.get(name)}
     settings = ", ".join(f"{name}={value}" for name, value in told.items()) or "the system's settings"
-    mend = "install socksio" if isinstance(error, ImportError) else "expected something like http://127.0.0.1:3128"
+    fix = "install socksio" if isinstance(error, ImportError) else "expected something like http://127.0.0.1:3128"
     why = "a SOCKS proxy needs the package socksio" if isinstance(error, ImportError) else str(error)
-    return f"the proxy in {settings} cannot be used ({why}); {mend}, or unset it (NO_PROXY names hosts without one)"
+    return f"the proxy in {settings} cannot be used ({why}); {fix}, or unset it (NO_PROXY names hosts without one)"
 
 
 def _without_login(url: str) -> str:
     return url.rpartition("@")[2] if "@" in url else url
 
 
-class Lines:
+class Clients:
     """Clients for one event loop, made as they are needed, `LANE` tries to a client."""
 
     def __init__(self, key: str | None, connect_timeout: float, headers: dict[str, str]) -> None:
@@ -119,7 +207,7 @@ class Lines:
         self._free: dict[str, list[openai.AsyncOpenAI]] = {}
         self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> "Lines":
+    async def __aenter__(self) -> "Clients":
         return self
 
     async def __aexit__(self, *exception: object) -> None:

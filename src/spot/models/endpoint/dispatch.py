@@ -11,61 +11,34 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from spot.errors import UserError
 from spot.models.base import Gate, NoMore, Reply, Request
-from spot.models.endpoint.failures import PATIENCE, Failure, Outcome, no_money, nobody_left
-from spot.models.endpoint.pace import Caps, Pace, RetryPolicy, Spent, estimated_tokens
+from spot.models.endpoint.failures import PATIENCE, FailedTry, Outcome, no_money, no_server_left
+from spot.models.endpoint.pace import Pending, Server, Servers, Spent
 from spot.schema import Sampling
 
 GRACE = 2.0
-"""Seconds in which a gate that is being asked can finish when a run is called off; a commit takes less."""
+"""Seconds for which a pending gate is waited for when a run is called off; a commit takes less."""
 
 REFUSALS = 5
-"""A request may be turned down (429) so many times as often as it may fail: mostly that is not about the request."""
+"""A request may be refused (429) this many times as often as it may fail: mostly that is not about the request."""
 
 UNREADABLE = 2
 """Tries of a request whose replies cannot be read: the same again is paid for again, and says nothing new."""
 
+STALLED = 0.5
+"""Seconds after which a run says that all its requests wait for the gate."""
+
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Server:
-    """One URL. `out` says why nothing but a rare probe is sent there; `failing` holds requests since its last reply.
-    `told` is whether it was said that it fails from the beginning."""
-
-    base_url: str
-    pace: Pace
-    reached: bool = False
-    answered: bool = False
-    out: Failure | None = None
-    told: bool = False
-    failing: dict[str, Failure] = field(default_factory=dict[str, Failure])
-
-    def lives(self) -> None:
-        """It gave a reply."""
-        self.reached = self.answered = True
-        self.out = None
-        self.failing.clear()
-
-
-@dataclass(eq=False)
-class Job:
-    """A request that has no reply yet; `avoid` is where it failed last."""
-
-    request: Request
-    tries: int = 0
-    refusals: int = 0
-    avoid: Server | None = None
 
 
 @dataclass(eq=False)
 class _Flight:
     """A try on its way: `admitting` while the gate decides, `landed` when it is booked, `done` if it was the last."""
 
-    job: Job
+    job: Pending
     server: Server
     number: int
     spent: Spent
@@ -74,50 +47,7 @@ class _Flight:
     done: bool = False
 
 
-class Pool:
-    """The servers of one model, and what all its runs share: at most `most` tries in flight."""
-
-    def __init__(self, base_urls: Sequence[str], most: int, policy: RetryPolicy, caps: Caps) -> None:
-        self.servers = [Server(base_url, Pace(most, policy)) for base_url in base_urls]
-        self.most = most
-        self.policy = policy
-        self.caps = caps
-        self.listeners: set[Callable[[], None]] = set()
-
-    def wake(self) -> None:
-        """Something came back: all runs look whether they may send."""
-        for listener in tuple(self.listeners):
-            listener()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing may be sent before something comes back."""
-        return sum(server.pace.in_flight for server in self.servers) >= self.most
-
-    def revive(self) -> None:
-        """A new run begins; where no server was left, all get another chance."""
-        if all(server.out for server in self.servers):
-            for server in self.servers:
-                server.out = None
-                server.failing.clear()
-                server.pace.forgive()
-
-    def pick(self, job: Job, tokens: int, now: float) -> tuple[Server | None, float]:
-        """Where to send a try now, the server with the fewest in flight; or in how many seconds to ask again."""
-        if (wait := self.caps.wait(tokens, now)) > 0:
-            return None, wait
-        waits = [server.pace.wait(now) for server in self.servers]
-        if (wait := min(waits)) > 0:
-            return None, wait
-        free = [server for server, wait in zip(self.servers, waits, strict=True) if wait <= 0]
-        return min(free, key=lambda server: (server is job.avoid, server.pace.in_flight, server.pace.sent)), 0.0
-
-
-STALLED = 0.5
-"""Seconds after which a run says that all its requests wait for the gate."""
-
-
-class Run:
+class Dispatch:
     """One call of `generate`: requests to send, in flight, and back, until all are done or something ends it.
 
     Of its requests at most `pool.most` are in flight or not yet committed: no more are lost if the process is killed.
@@ -125,7 +55,7 @@ class Run:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Servers,
         requests: Sequence[Request],
         sampling: Sampling,
         send: Callable[[Server, Request], Awaitable[Outcome]],
@@ -143,8 +73,8 @@ class Run:
         self._sampling = sampling
         self._send = send
         self._gate = gate
-        self._fresh = deque(Job(request) for request in requests)
-        self._retries: list[tuple[float, int, Job]] = []  # a heap by when they are due
+        self._fresh = deque(Pending(request) for request in requests)
+        self._retries: list[tuple[float, int, Pending]] = []  # a heap by when they are due
         self._order = itertools.count()
         self._flights: dict[asyncio.Task[None], _Flight] = {}
         self._back: list[tuple[Request, Outcome]] = []
@@ -182,7 +112,7 @@ class Run:
         return outcomes
 
     @property
-    def in_vain(self) -> list[Failure]:
+    def in_vain(self) -> list[FailedTry]:
         """Requests that failed since a server last gave a reply, and may be to blame for it themselves."""
         failing = [failure for server in self._pool.servers for failure in server.failing.values()]
         return [failure for failure in failing if failure.about == "unclear"]
@@ -226,7 +156,7 @@ class Run:
         await asyncio.gather(*self._flights, return_exceptions=True)
         for request, outcome in self._back:
             if isinstance(outcome, Reply):
-                self._tell(request, None)  # it came, and nobody wants it any more
+                self._tell(request, None)  # it came too late to be used
         self._back = []
 
     def _under_way(self) -> list[asyncio.Task[None]]:
@@ -234,7 +164,7 @@ class Run:
         return [task for task, flight in self._flights.items() if not flight.admitting]
 
     def _pump(self) -> None:
-        """Send what may be sent now, and see to it that this is called again when more may be."""
+        """Send what may be sent now, and arrange to be called again when more may be."""
         pool, now = self._pool, self._loop.time()
         wait = math.inf
         while not self.ended and self._open < pool.most and not pool.is_full:
@@ -251,7 +181,7 @@ class Run:
             self._launch(job, server, tokens, now)
         self._wake_in(wait, now)
 
-    def _launch(self, job: Job, server: Server, tokens: int, now: float) -> None:
+    def _launch(self, job: Pending, server: Server, tokens: int, now: float) -> None:
         self._open += 1
         flight = _Flight(job, server, server.pace.send(now), self._pool.caps.send(tokens, now))
         task = self._loop.create_task(self._fly(flight))
@@ -265,7 +195,7 @@ class Run:
             self._timer.cancel()
         self._timer = self._loop.call_at(now + wait, self._pump)
 
-    def _first(self, now: float) -> Job | None:
+    def _first(self, now: float) -> Pending | None:
         """Who is next: a retry that is due before a fresh request, but not where nothing is known to work.
 
         What fails while a server is only probed tells most about it if the requests are different ones.
@@ -275,16 +205,16 @@ class Run:
         fresh = self._fresh[0] if self._fresh else None
         return (fresh or due) if struck else (due or fresh)
 
-    def _take(self, job: Job) -> None:
+    def _take(self, job: Pending) -> None:
         if self._fresh and job is self._fresh[0]:
             self._fresh.popleft()
         else:
             heapq.heappop(self._retries)
 
     def _tokens(self, request: Request) -> int:
-        return estimated_tokens(
-            sum(len(message.content) for message in request.messages), self._sampling.max_new_tokens
-        )
+        """The most tokens that a request is likely to take: a quarter of its characters, and all it may answer."""
+        characters = sum(len(message.content) for message in request.messages)
+        return math.ceil(characters / 4) + self._sampling.max_new_tokens
 
     async def _fly(self, flight: _Flight) -> None:
         """One try, from the gate to what it means."""
@@ -370,26 +300,26 @@ class Run:
         self._judge(server, outcome, now)
         return self._again(flight.job, server, outcome, now)
 
-    def _believed(self, server: Server, failure: Failure) -> bool:
-        """A server that turns requests down and never answered one may be the odd one out: another is asked first."""
+    def _believed(self, server: Server, failure: FailedTry) -> bool:
+        """A server that refuses requests and never answered one may be the odd one out: another is tried first."""
         others = [other for other in self._pool.servers if other is not server and not other.out]
         return failure.about != "request" or server.answered or not others
 
-    def _goes_elsewhere(self, server: Server, failure: Failure, now: float) -> bool:
+    def _goes_elsewhere(self, server: Server, failure: FailedTry, now: float) -> bool:
         """Take a server out that answered and now refuses key, model or account, if another one is left."""
         if not server.answered or all(other.out for other in self._pool.servers if other is not server):
             return False
         self._take_out(server, failure, now + self._pool.policy.longest_wait)
         return True
 
-    def _take_out(self, server: Server, failure: Failure, until: float) -> None:
+    def _take_out(self, server: Server, failure: FailedTry, until: float) -> None:
         known, server.out = server.out, failure
         server.pace.rest(until)
         if not known and not all(other.out for other in self._pool.servers):
             _log.warning("%s is out (%s); its requests go to the others", server.base_url, failure.why)
 
-    def _judge(self, server: Server, failure: Failure, now: float) -> None:
-        """Take a server out that is not there, asks for more patience than there is, or has failed for too long."""
+    def _judge(self, server: Server, failure: FailedTry, now: float) -> None:
+        """Take a server out that does not exist, asks for too long a wait, or has failed for too long."""
         policy, servers = self._pool.policy, self._pool.servers
         too_long = failure.retry_after is not None and failure.retry_after > policy.longest_retry_after
         # Few requests that fail again and again may be to blame themselves.
@@ -405,11 +335,11 @@ class Run:
         out = [other.out for other in servers if other.out]
         if len(out) == len(servers):
             last = sorted(out, key=lambda other: other is failure)
-            error = nobody_left(server.base_url, len(servers), last, self.answered)
+            error = no_server_left(server.base_url, len(servers), last, self.answered)
             # Those beside it are mostly told the same in a moment, and are then known to have cost nothing.
             self.end(error, at_most=math.inf if self.answered else GRACE)
 
-    def _again(self, job: Job, server: Server, failure: Failure, now: float) -> bool:
+    def _again(self, job: Pending, server: Server, failure: FailedTry, now: float) -> bool:
         """Put a request back in line, or give it up (`True`) where it was tried often enough."""
         tries = self._pool.policy.tries
         job.avoid = server
@@ -429,6 +359,6 @@ class Run:
         heapq.heappush(self._retries, (now + self._pool.policy.wait(max(1, job.tries)), next(self._order), job))
         return False
 
-    def _done(self, job: Job, outcome: Outcome) -> bool:
+    def _done(self, job: Pending, outcome: Outcome) -> bool:
         self._back.append((job.request, outcome))
         return True

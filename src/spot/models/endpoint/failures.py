@@ -11,11 +11,9 @@ import openai
 
 from spot.errors import RunFailed, StoppedEarly, UserError
 from spot.models.base import Body, Reply
-from spot.models.endpoint import wire
-from spot.models.endpoint.completion import Rejected
-from spot.models.endpoint.connection import OversizedError
-from spot.models.endpoint.document import UnreadableError
-from spot.models.endpoint.secret import SECRET, without_key
+from spot.models.endpoint import error_body
+from spot.models.endpoint.completion import Rejected, UnreadableError
+from spot.models.endpoint.connection import SECRET, OversizedError, without_key
 
 # That many requests given up in a row, with no answer in between, say that the endpoint is to blame and not they.
 PATIENCE = 8
@@ -23,7 +21,7 @@ PATIENCE = 8
 RETRIED_STATUS = frozenset({408, 409, 429})
 
 UNKNOWN_STATUS = frozenset({408, 502, 504, 520, 524})
-"""A server or a proxy gave up waiting: somebody behind it may have answered. All others are said before any work, 529
+"""A server or a proxy gave up waiting: the server behind it may have answered. All others are sent before any work, 529
 (overloaded) and those of a proxy that did not reach its server (521, 522, 523, 525, 526, 530) among them."""
 
 BUSY_STATUS = frozenset({429, 529})
@@ -37,11 +35,11 @@ About = Literal["request", "unclear", "unreadable", "busy", "gone", "absent", "m
 """Who failed: the request; it or the server; this reader, to which the server would send the same again; the server,
 which has too much to do, went away, or never was there; the account; the user's set-up."""
 
-GOES_ON = "all replies so far are kept, the same command goes on"
+RESUMES = "all replies so far are kept, and the same command resumes"
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedTry:
     """A try without a reply. `charged` is `None` where the server may have worked for it; `retry_after` in seconds.
 
     `until` is when the server takes requests again (seconds since 1970), where that is too far off to wait for.
@@ -63,7 +61,7 @@ class Failure:
 
     @property
     def passing(self) -> bool:
-        """Whether another command may have an answer: not where the server turned this very request down."""
+        """Whether another command may have an answer: not where the server refused this very request."""
         return self.about != "request" or self.status == 200  # 200: something else answered, in no format of ours
 
 
@@ -76,53 +74,53 @@ class Diagnosis:
     key: str | None
     timeout: float
 
-    def of_status(self, base_url: str, id: str, error: openai.APIStatusError, answered: bool) -> Failure:
+    def of_status(self, base_url: str, id: str, error: openai.APIStatusError, answered: bool) -> FailedTry:
         """An HTTP status that is an error, from a server that has `answered` something before or not."""
-        says = wire.server_says(error.body, error.response.text)
+        says = error_body.server_says(error.body, error.response.text)
         failed = self._failed(base_url, id, (error.status_code, error.body, says), answered, "HTTP {}")
-        return replace(failed, retry_after=wire.retry_after(error.response.headers))
+        return replace(failed, retry_after=error_body.retry_after(error.response.headers))
 
-    def of_rejected(self, base_url: str, id: str, rejected: Rejected, answered: bool) -> Failure:
+    def of_rejected(self, base_url: str, id: str, rejected: Rejected, answered: bool) -> FailedTry:
         """An error inside HTTP 200; what it worked for before is likely to be charged."""
         told = (rejected.status, rejected.error, rejected.says)
         failed = self._failed(base_url, id, told, answered, "error {} inside HTTP 200")
         return replace(failed, charged=None if rejected.worked else failed.charged)
 
-    def of_unreadable(self, id: str, error: UnreadableError | OversizedError) -> Failure:
+    def of_unreadable(self, id: str, error: UnreadableError | OversizedError) -> FailedTry:
         """A body in which nothing can be read; only where it was cut off may another try give more."""
         kind = error.kind if isinstance(error, UnreadableError) else "foreign"
         about: About = "unclear" if kind == "cut" else "unreadable" if kind == "garbled" else "request"
-        return Failure(id, about, self.clean(str(error)), charged=None, status=200)
+        return FailedTry(id, about, self.clean(str(error)), charged=None, status=200)
 
-    def _failed(self, base_url: str, id: str, told: tuple[int, object, str], answered: bool, called: str) -> Failure:
+    def _failed(self, base_url: str, id: str, told: tuple[int, object, str], answered: bool, called: str) -> FailedTry:
         status, body, says = told[0], told[1], self.clean(told[2])
         called = called.format(status)
         about = self._about(status, body, says, answered)
         why = f"{called}: {says}" if says else called
         if about == "setup":
             why = self._not_found(base_url, says, called) if status == 404 else self._key_refused(base_url, called)
-        return Failure(id, about, why, charged=None if status in UNKNOWN_STATUS else False, status=status)
+        return FailedTry(id, about, why, charged=None if status in UNKNOWN_STATUS else False, status=status)
 
-    def of_connection(self, base_url: str, id: str, error: openai.APIConnectionError, reached: bool) -> Failure:
+    def of_connection(self, base_url: str, id: str, error: openai.APIConnectionError, reached: bool) -> FailedTry:
         """A connection that was not made or broke, to a server that was `reached` before or not."""
         cause = error.__cause__
         # By name: the SDK's transport library is its own affair and has changed before.
         kind = type(cause).__name__
         detail = self.clean(str(cause)) or kind
         if kind not in UNSENT:
-            return Failure(id, "unclear", f"connection broken ({detail})", charged=None)
+            return FailedTry(id, "unclear", f"connection broken ({detail})", charged=None)
         if kind != "ConnectTimeout" and not reached:
             why = f"{base_url}: cannot connect ({detail}); is the server running, and is the URL right?"
-            return Failure(id, "absent", why)
-        return Failure(id, "gone", f"cannot connect ({detail})")
+            return FailedTry(id, "absent", why)
+        return FailedTry(id, "gone", f"cannot connect ({detail})")
 
-    def of_timeout(self, id: str) -> Failure:
+    def of_timeout(self, id: str) -> FailedTry:
         """No whole answer in time."""
-        return Failure(id, "unclear", f"no answer within {self.timeout:g} s", charged=None, hung=True)
+        return FailedTry(id, "unclear", f"no answer within {self.timeout:g} s", charged=None, hung=True)
 
     def clean(self, text: str) -> str:
         """One short line, without the key even where a server repeats it."""
-        return wire.one_line(self._keyless(text))
+        return error_body.one_line(self._keyless(text))
 
     def body(self, content: bytes, content_type: str = "") -> Body:
         """What came, as it is kept; where it holds a secret key, without it."""
@@ -134,24 +132,24 @@ class Diagnosis:
         if not self.key:
             return text
         key = re.escape(self.key)
-        # What stands for a key where none is wanted ("none", "x", "1") is part of many words.
+        # What stands for a key where none is required ("none", "x", "1") is part of many words.
         key = key if len(self.key) >= SECRET else rf"(?<![^\W_]){key}(?![^\W_])"
         return re.sub(key, lambda _: f"[{self.api_key_env}]", text)
 
     @staticmethod
     def _about(status: int, body: object, says: str, answered: bool) -> About:
-        if wire.out_of_money(status, body, says):
+        if error_body.out_of_money(status, body, says):
             return "money"
         if status in (401, 404) or (status == 403 and not answered):
             return "setup"
         if status in BUSY_STATUS:
-            return "request" if wire.never_fits(status, says) else "busy"
+            return "request" if error_body.never_fits(status, says) else "busy"
         return "unclear" if status in RETRIED_STATUS or status >= 500 else "request"
 
     def _key_refused(self, base_url: str, called: str) -> str:
         if self.api_key_env is None:
             return (
-                f"{base_url} wants a key ({called}); put it into an environment variable and name that "
+                f"{base_url} requires a key ({called}); put it into an environment variable and name that "
                 "variable as api_key_env"
             )
         return (
@@ -162,14 +160,14 @@ class Diagnosis:
     def _not_found(self, base_url: str, says: str, called: str) -> str:
         if self.model not in says and not re.search(r"/v\d", urlsplit(base_url).path):
             return (
-                f"{base_url}/chat/completions does not exist ({called}); the path of such a URL mostly ends in "
+                f"{base_url}/chat/completions does not exist ({called}); the path of such a URL usually ends in "
                 f"/v1: try {base_url}/v1"
             )
         detail = f": {says}" if says else ""
         return f"{base_url} has no model {self.model!r} ({called}{detail})"
 
 
-Outcome = Reply | Failure
+Outcome = Reply | FailedTry
 """How a request ended: a failure here is one that is not tried again."""
 
 
@@ -177,17 +175,17 @@ Outcome = Reply | Failure
 class Triage:
     """Decides what failed requests mean, from what came before and after them.
 
-    A request that was tried in vain may be to blame itself (a prompt that crashes the server) or the endpoint may be.
+    When a request fails, it may be to blame itself (a prompt that crashes the server), or the endpoint may be.
     Such failures are held back until another request is answered; only then do they become error replies, which may
-    pass. If nothing more is answered they do not, and a resumed run asks them again. A request that is turned down gets
+    pass. If nothing more is answered they do not, and a resumed run sends them again. A request that is refused gets
     an error reply at once where the endpoint is known to work: `answered`, by this process or an earlier one.
 
-    `doubtful` are requests that an earlier run has tried in vain: their failing again says nothing of the endpoint.
+    `doubtful` are requests that failed in an earlier run: that they fail again says nothing about the endpoint.
     """
 
     answered: bool
     doubtful: frozenset[str] = frozenset()
-    held: list[Failure] = field(default_factory=list[Failure])
+    held: list[FailedTry] = field(default_factory=list[FailedTry])
 
     def sort(self, outcomes: Sequence[Outcome]) -> list[Reply]:
         """The replies that can be committed now."""
@@ -207,8 +205,8 @@ class Triage:
         """Whether so many requests failed in a row that the endpoint is to blame."""
         return sum(failure.id not in self.doubtful for failure in self.held) >= PATIENCE
 
-    def in_vain(self, failing: Sequence[Failure]) -> list[Reply]:
-        """At the end of a run in which nobody answers any more: what is to be remembered as tried."""
+    def in_vain(self, failing: Sequence[FailedTry]) -> list[Reply]:
+        """At the end of a run in which no server answers any more: what is to be recorded as tried."""
         tried = {failure.id: failure for failure in [*failing, *self.held] if failure.id not in self.doubtful}
         return [replace(_error_reply(failure), passing=True) for failure in tried.values()]
 
@@ -218,12 +216,12 @@ class Triage:
         return [_error_reply(failure) for failure in held]
 
 
-def nobody_left(base_url: str, of: int, failures: Sequence[Failure], answered: bool) -> Exception:
+def no_server_left(base_url: str, of: int, failures: Sequence[FailedTry], answered: bool) -> Exception:
     """What ends a run when all `of` servers are out, `base_url` the last of them; `answered` if any ever replied."""
     last = failures[-1]
     where = base_url if of == 1 else f"{base_url}, the last of {of} URLs,"
     if limits := [failure for failure in failures if failure.until is not None]:
-        return come_back(where, min(limits, key=lambda failure: failure.until or 0.0))
+        return limited_until(where, min(limits, key=lambda failure: failure.until or 0.0))
     if any(failure.about == "money" for failure in failures):
         return no_money(base_url, next(failure for failure in failures if failure.about == "money"))
     if all(failure.about in ("absent", "setup") for failure in failures):
@@ -232,23 +230,23 @@ def nobody_left(base_url: str, of: int, failures: Sequence[Failure], answered: b
     return dead(where, last.why, answered)
 
 
-def come_back(where: str, failure: Failure) -> StoppedEarly:
-    """What ends a run where a server asks for more patience than a run has: a limit a day, mostly."""
+def limited_until(where: str, failure: FailedTry) -> StoppedEarly:
+    """What ends a run where a server asks for a longer wait than a run makes: mostly a daily limit."""
     at = time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(failure.until))
-    return StoppedEarly(f"{where} takes no more requests until {at} ({failure.why}); {GOES_ON} from then on")
+    return StoppedEarly(f"{where} takes no more requests until {at} ({failure.why}); {RESUMES} from then on")
 
 
 def dead(where: str, why: str, answered: bool) -> Exception:
-    """What ends a run in which nobody answers any more, or nobody ever did."""
+    """What ends a run in which no server answers any more, or none ever did."""
     if answered:
-        return StoppedEarly(f"{where} stopped answering: {why}; {GOES_ON}")
+        return StoppedEarly(f"{where} stopped answering: {why}; {RESUMES}")
     return RunFailed(f"{where} answered no request; the last failure: {why}")
 
 
-def no_money(base_url: str, failure: Failure) -> StoppedEarly:
+def no_money(base_url: str, failure: FailedTry) -> StoppedEarly:
     """What ends a run when the account is empty."""
-    return StoppedEarly(f"the account at {base_url} is out of credit ({failure.why}); top it up: {GOES_ON} from here")
+    return StoppedEarly(f"the account at {base_url} is out of credit ({failure.why}); top it up; {RESUMES} from here")
 
 
-def _error_reply(failure: Failure) -> Reply:
+def _error_reply(failure: FailedTry) -> Reply:
     return Reply(failure.id, "", "error", error=failure.why, passing=failure.passing)

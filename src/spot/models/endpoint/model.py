@@ -2,12 +2,13 @@
 
 Three kinds of failure are told apart, because they ask for different things of the user:
 
-- the *request* was turned down (HTTP 400, content filter, an empty reply): it gets an error reply, the rest goes on;
-- the *set-up* is wrong (key, model, URL): the first answer says so and nothing more is sent;
+- the *request* was refused (HTTP 400, content filter, an empty reply): it gets an error reply, the rest continues;
+- the *set-up* is wrong (key, model, URL): the first reply says so and nothing more is sent;
 - the *endpoint* is down or will take no more, or the account is empty: stop, commit nothing about requests that were
   never really answered.
 
-Who is asked when is `dispatch`, how fast `pace`, what a failure means `failures`, what is read and written `wire`.
+Where and when requests are sent is in `dispatch`, how fast in `pace`, what a failure means in `failures`, and what a
+reply says in `completion`.
 """
 
 import asyncio
@@ -21,13 +22,13 @@ import openai
 
 from spot.errors import UserError
 from spot.models.base import Gate, Reply, Request
-from spot.models.endpoint import completion, wire
-from spot.models.endpoint.address import checked_base_url, checked_base_urls, read_key
-from spot.models.endpoint.connection import Lines, OversizedError
-from spot.models.endpoint.dispatch import Pool, Run, Server
-from spot.models.endpoint.document import UnreadableError
+from spot.models.endpoint import completion
+from spot.models.endpoint.completion import UnreadableError
+from spot.models.endpoint.connection import Clients, OversizedError, checked_base_url, checked_base_urls, read_key
+from spot.models.endpoint.dispatch import Dispatch
+from spot.models.endpoint.error_body import retry_after
 from spot.models.endpoint.failures import PATIENCE, Diagnosis, Outcome, Triage, dead
-from spot.models.endpoint.pace import Caps, RetryPolicy
+from spot.models.endpoint.pace import Caps, RetryPolicy, Server, Servers
 from spot.schema import Sampling
 
 __all__ = ["PATIENCE", "EndpointModel", "RetryPolicy", "checked_base_url", "checked_base_urls", "read_key"]
@@ -43,13 +44,13 @@ class EndpointModel:
     """A model served by OpenAI-compatible endpoints; implements `spot.models.base.Model`.
 
     `base_url` is one URL or several that serve the same model; requests go where the fewest are in flight.
-    `api_key_env` names the environment variable that holds the key; `None` means that the servers want none.
+    `api_key_env` names the environment variable that holds the key; `None` means that the servers require none.
     `concurrency` is the most requests in flight, those included that came back and are not yet taken from `generate`;
     how many are is found out (see `pace`). `connect_timeout` and `timeout` are the most seconds that connecting and
     the whole of one try may take. `extra_body` is merged into every request, `extra_headers` are sent with it; `omit`
-    leaves out fields that a server refuses (of `temperature`, `top_p`, `seed`), and `tokens_field` is what it calls the
+    drops fields that a server refuses (of `temperature`, `top_p`, `seed`), and `tokens_field` is what it calls the
     most tokens of a reply. `requests_per_minute` and `tokens_per_minute` are caps over all URLs together. `gate` is
-    asked before every try. A model may serve several `generate` at once, in one event loop.
+    consulted before every try. A model may serve several `generate` at once, in one event loop.
 
     Raises `UserError` for a malformed URL, a missing key or wrong arguments, before anything is sent.
     """
@@ -94,21 +95,40 @@ class EndpointModel:
         self.headers = dict(extra_headers or {})
         self.base_urls = checked_base_urls(base_url)
         self.api_key_env = api_key_env
-        self.fields = wire.Fields(frozenset(omit), dict(extra_body or {}), tokens_field)
+        self._omit = frozenset(omit)
+        self._extra = dict(extra_body or {})
+        self._tokens_field = tokens_field
         self.gate = gate
         self._key = read_key(api_key_env)
         self._connect_timeout = min(connect_timeout, timeout)
         self._diagnosis = Diagnosis(model, api_key_env, self._key, timeout)
         caps = Caps(requests_per_minute, tokens_per_minute)
-        self._pool = Pool(self.base_urls, concurrency, retry or RetryPolicy(), caps)
+        self._pool = Servers(self.base_urls, concurrency, retry or RetryPolicy(), caps)
 
     @property
     def fingerprint(self) -> str:
         """What, beside messages and sampling, decides the replies; part of the key under which a reply is kept."""
         where = self.base_urls[0] if len(self.base_urls) == 1 else sorted(self.base_urls)
-        fields = self.fields
-        decides: list[Any] = [where, self.name, fields.extra, sorted(fields.omit)]
-        return json.dumps(decides if fields.tokens == "max_tokens" else [*decides, fields.tokens], sort_keys=True)
+        decides: list[Any] = [where, self.name, self._extra, sorted(self._omit)]
+        tokens_field = [] if self._tokens_field == "max_tokens" else [self._tokens_field]
+        return json.dumps([*decides, *tokens_field], sort_keys=True)
+
+    def body(self, request: Request, sampling: Sampling) -> bytes:
+        """A chat completion's request as it is sent; a prefix in the way of vLLM and SGLang."""
+        messages = [{"role": message.role, "content": message.content} for message in request.messages]
+        fields: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            self._tokens_field: sampling.max_new_tokens,
+            # 31 bits: servers keep seeds in signed integers of 32 or 64.
+            "seed": request.seed & 0x7FFFFFFF,
+        }
+        sent: dict[str, Any] = {"model": self.name, "messages": messages}
+        sent |= {name: value for name, value in fields.items() if name not in self._omit} | self._extra
+        if request.prefix:
+            messages.append({"role": "assistant", "content": request.prefix})
+            sent |= {"continue_final_message": True, "add_generation_prompt": False}
+        return json.dumps(sent, ensure_ascii=False, separators=(",", ":")).encode()
 
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
@@ -124,13 +144,13 @@ class EndpointModel:
         proven = bool(done) or (gate is not None and gate.proven)
         answered = proven or any(server.answered for server in self._pool.servers)
         triage = Triage(answered, doubtful)
-        async with Lines(self._key, self._connect_timeout, self.headers) as lines:
+        async with Clients(self._key, self._connect_timeout, self.headers) as lines:
 
             async def send(server: Server, request: Request) -> Outcome:
                 return await self._try(lines, server, request, sampling, gate)
 
             todo = [request for request in requests if request.id not in done]
-            run = Run(self._pool, todo, sampling, send, gate, answered, doubtful)
+            run = Dispatch(self._pool, todo, sampling, send, gate, answered, doubtful)
             try:
                 while (outcomes := await run.next()) != []:
                     if outcomes is None:
@@ -159,7 +179,7 @@ class EndpointModel:
         return dead(" and ".join(self.base_urls), triage.held[-1].why, triage.answered)
 
     async def _try(
-        self, lines: Lines, server: Server, request: Request, sampling: Sampling, gate: Gate | None
+        self, lines: Clients, server: Server, request: Request, sampling: Sampling, gate: Gate | None
     ) -> Outcome:
         diagnosis = self._diagnosis
         try:
@@ -170,7 +190,7 @@ class EndpointModel:
                     response = await client.post(
                         "/chat/completions",
                         cast_to=httpx2.Response,
-                        content=wire.body(self.name, request, self.fields.of(request, sampling)),
+                        content=self.body(request, sampling),
                     )
             body = diagnosis.body(response.content, response.headers.get("content-type", ""))
             if gate is not None:
@@ -186,5 +206,5 @@ class EndpointModel:
             return diagnosis.of_unreadable(request.id, error)
         if isinstance(reply, completion.Rejected):
             failure = diagnosis.of_rejected(server.base_url, request.id, reply, server.answered)
-            return replace(failure, retry_after=wire.retry_after(response.headers))
+            return replace(failure, retry_after=retry_after(response.headers))
         return reply

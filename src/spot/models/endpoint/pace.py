@@ -1,12 +1,16 @@
-"""How fast a server is asked: tries in flight that grow until it refuses, pauses, and caps on a minute.
+"""The servers of a model and how fast each is asked: tries in flight that grow until it refuses, pauses, caps a minute.
 
-Pure bookkeeping: times are seconds of any clock that only goes forward, passed in by whoever sends.
+Pure bookkeeping: times are seconds of any clock that only goes forward, passed in by the sender.
 """
 
 import math
 import random
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from spot.models.base import Request
+from spot.models.endpoint.failures import FailedTry
 
 START = 8
 """Tries in flight to begin with."""
@@ -28,7 +32,7 @@ class RetryPolicy:
     """How often a request is tried and how long to wait in between, in seconds.
 
     Waits double from `first_wait` up to `longest_wait`, with jitter. A server's own Retry-After is obeyed instead, up
-    to `longest_retry_after`; one that asks for more is taken at its word: it is asked no more in this run. A server
+    to `longest_retry_after`; one that asks for more is sent nothing more in this run. A server
     that in `tries` round trips in a row gave no reply at all is out; pauses in between grow fourfold, so that with the
     defaults the last try comes more than a minute after the first: limits a minute pass.
     """
@@ -224,6 +228,70 @@ class Caps:
             self._sum -= spent.tokens
 
 
-def estimated_tokens(characters: int, max_new_tokens: int) -> int:
-    """The most tokens that a request is likely to take: a quarter of its characters, and all it may answer."""
-    return math.ceil(characters / 4) + max_new_tokens
+@dataclass(eq=False)
+class Server:
+    """One URL. `out` says why nothing but a rare probe is sent there; `failing` holds requests since its last reply.
+    `told` is whether it was said that it fails from the beginning."""
+
+    base_url: str
+    pace: Pace
+    reached: bool = False
+    answered: bool = False
+    out: FailedTry | None = None
+    told: bool = False
+    failing: dict[str, FailedTry] = field(default_factory=dict[str, FailedTry])
+
+    def lives(self) -> None:
+        """It gave a reply."""
+        self.reached = self.answered = True
+        self.out = None
+        self.failing.clear()
+
+
+@dataclass(eq=False)
+class Pending:
+    """A request that has no reply yet; `avoid` is where it failed last."""
+
+    request: Request
+    tries: int = 0
+    refusals: int = 0
+    avoid: Server | None = None
+
+
+class Servers:
+    """The servers of one model, and what all its runs share: at most `most` tries in flight."""
+
+    def __init__(self, base_urls: Sequence[str], most: int, policy: RetryPolicy, caps: Caps) -> None:
+        self.servers = [Server(base_url, Pace(most, policy)) for base_url in base_urls]
+        self.most = most
+        self.policy = policy
+        self.caps = caps
+        self.listeners: set[Callable[[], None]] = set()
+
+    def wake(self) -> None:
+        """Something came back: all runs look whether they may send."""
+        for listener in tuple(self.listeners):
+            listener()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing may be sent before something comes back."""
+        return sum(server.pace.in_flight for server in self.servers) >= self.most
+
+    def revive(self) -> None:
+        """A new run begins; where no server was left, all get another chance."""
+        if all(server.out for server in self.servers):
+            for server in self.servers:
+                server.out = None
+                server.failing.clear()
+                server.pace.forgive()
+
+    def pick(self, job: Pending, tokens: int, now: float) -> tuple[Server | None, float]:
+        """Where to send a try now, the server with the fewest in flight; or in how many seconds to ask again."""
+        if (wait := self.caps.wait(tokens, now)) > 0:
+            return None, wait
+        waits = [server.pace.wait(now) for server in self.servers]
+        if (wait := min(waits)) > 0:
+            return None, wait
+        free = [server for server, wait in zip(self.servers, waits, strict=True) if wait <= 0]
+        return min(free, key=lambda server: (server is job.avoid, server.pace.in_flight, server.pace.sent)), 0.0

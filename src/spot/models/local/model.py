@@ -143,14 +143,14 @@ class LocalModel:
             torch.set_num_threads(threads)  # what a thread sets for itself becomes the default of those that follow
 
     def close(self) -> None:
-        """Free the model's memory; it cannot be asked afterwards."""
+        """Free the model's memory; it cannot be used afterwards."""
         del self._models
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     @contextmanager
     def borrowed(self) -> Generator[tuple[Any, Any, torch.device]]:
-        """The model, its tokenizer and its device, for whoever wants more of it than answers; for one at a time."""
+        """The model, its tokenizer and its device, for more than answers; one at a time."""
         model = self._models.get()
         try:
             with self._computing():
@@ -163,7 +163,7 @@ class LocalModel:
         return torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
 
     def _prepare(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[_Prompt], list[Reply]]:
-        """Tokenize every request; those that cannot be asked come back as replies that say why."""
+        """Tokenize every request; those that cannot be sent come back as replies that say why."""
         rendered: dict[tuple[Message, ...], str | NotRendered] = {}
         for request in requests:
             if request.messages not in rendered:
@@ -232,7 +232,7 @@ class LocalModel:
         """Sample one answer a prompt; the end-of-turn token is included where it was drawn.
 
         In the loop `rows` maps the rows still in the batch to those it began with; `tokens` and `uniforms` are
-        `(steps, rows it began with)`. Rows that have finished but not left yet go on, and are not counted.
+        `(steps, rows it began with)`. Rows that have finished but not left yet run on, and are not counted.
         """
         device = self._device
         uniforms = _uniforms(batch).to(device)

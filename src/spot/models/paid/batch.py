@@ -1,25 +1,24 @@
 """A model behind the batch interface of an OpenAI-compatible provider: half the price, an answer within a day.
 
-What is sent and what comes of it is noted in the ledger's file (`batch_book`), so any later process goes on with it:
+What is sent and what comes of it is noted in the ledger's file (`batch_book`), so any later process resumes it:
 it collects batches that were submitted, looks up those that may have been, and sends only what is in none. What a
-batch ended without is asked for again in a new one, a few times.
+batch gave no reply for is sent again in a new one, a few times.
 
-What was on its way when a run began is collected before anything else is admitted: whoever has a say in how much is
-asked was not told of it. Of what a batch gave no reply for the ledger is told here, in one commit with what becomes of
-it; the gate hears only that the try is over.
+What was on its way when a run began is collected before anything else is admitted, since a turnstile does not know
+of it. What a batch gave no reply for is booked here, in one commit with what becomes of it; the gate is only
+told that the try is over.
 """
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
 from spot.errors import UserError
 from spot.models.base import Gate, Reply, Request, closed, request_key
-from spot.models.endpoint.model import EndpointModel, wire
+from spot.models.endpoint.model import EndpointModel
 from spot.models.endpoint.pace import RetryPolicy
 from spot.models.paid.batch_book import BatchBook
-from spot.models.paid.batch_lines import write_line
-from spot.models.paid.batch_outbox import Job, Limits, Outbox
 from spot.models.paid.batch_provider import Provider
-from spot.models.paid.batch_run import Run, Terms, Waits
+from spot.models.paid.batch_requests import Job, Limits, Outbox, write_line
+from spot.models.paid.batch_run import BatchRun, Terms, Waits
 from spot.models.paid.ledger import Ledger
 from spot.schema import Sampling
 
@@ -27,11 +26,11 @@ __all__ = ["BatchModel", "Limits", "Waits"]
 
 
 class BatchModel:
-    """What `endpoint` asks, over its provider's batch interface; implements `spot.models.base.Model`.
+    """The model behind `endpoint`, over its provider's batch interface; implements `spot.models.base.Model`.
 
     `ledger` is where batches are remembered; behind a `RecordedModel` it is the same one. Without `wait`, `generate`
     submits, yields what is ready and raises `StoppedEarly` where something is not. A request that `rounds` batches gave
-    nothing for gets an error reply. `give_up` names batches (or their input files) whose requests are asked again,
+    nothing for gets an error reply. `give_up` names batches (or their input files) whose requests are sent again,
     though it is not known what became of them. `timeout` is the most seconds in which a server may send nothing; `say`
     gets lines about progress.
 
@@ -74,7 +73,7 @@ class BatchModel:
 
     @property
     def fingerprint(self) -> str:
-        """As the endpoint's: a reply that was had one way is not asked for the other way."""
+        """As the endpoint's: a reply that came one way is not requested the other way."""
         return self._endpoint.fingerprint
 
     async def generate(
@@ -83,7 +82,7 @@ class BatchModel:
         """Answer what is not in `done`, a batch's replies when it has ended.
 
         Raises `UserError` where the URL has no batch interface or refuses the key or the requests, and `StoppedEarly`
-        where the account is empty, nobody answers any more, or a batch is not ready and `wait` is false.
+        where the account is empty, the server answers no more, or a batch is not ready and `wait` is false.
         """
         jobs = self._jobs(requests, sampling, done)
         if not jobs:
@@ -91,7 +90,7 @@ class BatchModel:
         gate = self.gate
 
         def write(request: Request, key: str) -> bytes:
-            return write_line(key, wire.body(self.name, request, self._endpoint.fields.of(request, sampling)))
+            return write_line(key, self._endpoint.body(request, sampling))
 
         async with Provider(
             self.name,
@@ -102,7 +101,7 @@ class BatchModel:
             headers=self._endpoint.headers,
         ) as provider:
             outbox = Outbox(gate, sampling, write, self._terms.waits.grace)
-            run = Run(self._terms, self._book, provider, outbox, gate, jobs)
+            run = BatchRun(self._terms, self._book, provider, outbox, gate, jobs)
             try:
                 async with closed(run.replies()) as groups:
                     async for replies in groups:

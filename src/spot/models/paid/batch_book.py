@@ -1,49 +1,29 @@
-"""What the ledger's file remembers of batches, so that any later process can go on with them.
+"""What the ledger's file remembers of batches, so that any later process can resume them.
 
 A batch is noted before it is sent, with a token that it carries as metadata and the keys of its requests, which are
 their custom ids. Whether a request is still open says the ledger's own table; here stands in which batch it is. What
 becomes of a batch and what its requests cost are one commit.
 """
 
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Literal
 
 from spot.models.paid.lease import owner
-from spot.models.paid.ledger import Ledger
+from spot.models.paid.ledger import AMONG, Ledger
 
-_SCHEMA = (
-    """CREATE TABLE IF NOT EXISTS batches (
-  token TEXT PRIMARY KEY,   -- ours; the batch carries it as metadata
-  endpoint TEXT NOT NULL,
-  state TEXT NOT NULL,      -- planned: nothing of it left the house; submitting: it may have; submitted: it has an id
-  requests INTEGER NOT NULL,
-  file_id TEXT, batch_id TEXT, status TEXT,  -- the provider's
-  since REAL NOT NULL,      -- when the state or the file came to be
-  owner TEXT NOT NULL,      -- the process that sees to it; empty if none does
-  seen_at REAL NOT NULL     -- when it last did
-) WITHOUT ROWID""",
-    """CREATE TABLE IF NOT EXISTS batched (
-  key TEXT NOT NULL, token TEXT NOT NULL,
-  outcome TEXT NOT NULL,    -- open; lost: the batch is over and gave nothing for it; over: replied to or given up
-  planned_at REAL NOT NULL,
-  PRIMARY KEY (key, token)
-) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS batched_by_token ON batched (token)",
-)
-_PART = 500  # keys in one query
-
-State = Literal["planned", "submitting", "submitted"]
+BatchState = Literal["planned", "submitting", "submitted"]
 
 
 @dataclass(frozen=True)
 class Noted:
-    """A batch of which some requests are open: `keys`, of those that were asked about."""
+    """A batch of which some requests are open: `keys`, of those that were looked up."""
 
     token: str
-    state: State
+    state: BatchState
     file_id: str | None
     batch_id: str | None
     requests: int
@@ -58,27 +38,22 @@ class BatchBook:
         self._ledger = ledger
         self._endpoint = endpoint
         self._owner = owner()
-        with ledger.transaction() as database:
-            for statement in _SCHEMA:
-                database.execute(statement)
 
     def on_their_way(self, keys: Sequence[str]) -> list[Noted]:
         """The batches that hold any of `keys`, oldest first."""
         in_batch: dict[str, list[str]] = {}
         with self._ledger.transaction() as database:
-            for part in _parts(keys):
-                rows = database.execute(
-                    "SELECT b.key, b.token, b.planned_at, state = 'planned' OR r.key IS NULL "
-                    "OR r.sends > r.refused + r.replied FROM batched b JOIN batches USING (token) "
-                    "LEFT JOIN requests r ON r.key = b.key "
-                    f"WHERE b.outcome = 'open' AND b.key IN ({', '.join('?' * len(part))})",
-                    part,
-                ).fetchall()
-                for key, token, _, is_open in rows:
-                    if is_open:
-                        in_batch.setdefault(token, []).append(key)
-                # Their outcome was committed, and the process killed before it was noted here.
-                _over(database, [key for key, _, _, is_open in rows if not is_open])
+            rows = database.execute(
+                "SELECT b.key, b.token, state = 'planned' OR r.key IS NULL OR r.sends > r.refused + r.replied "
+                "FROM batched b JOIN batches USING (token) LEFT JOIN requests r ON r.key = b.key "
+                f"WHERE b.outcome = 'open' AND b.{AMONG}",
+                (json.dumps(list(keys)),),
+            ).fetchall()
+            for key, token, is_open in rows:
+                if is_open:
+                    in_batch.setdefault(token, []).append(key)
+            # Their outcome was committed, and the process killed before it was noted here.
+            _over(database, [key for key, _, is_open in rows if not is_open])
             noted: list[Noted] = []
             for token, its_keys in in_batch.items():
                 columns = "token, state, file_id, batch_id, requests, since"
@@ -87,20 +62,13 @@ class BatchBook:
         return sorted(noted, key=lambda batch: batch.since)
 
     def losses(self, keys: Sequence[str]) -> dict[str, int]:
-        """How many batches gave nothing for a key since it was last replied to or given up; none are left out."""
+        """For each key, if any, how many batches gave nothing for it since it was last replied to or given up."""
+        query = f"SELECT key, COUNT(*) FROM batched WHERE outcome = 'lost' AND {AMONG} GROUP BY key"
         with self._ledger.transaction() as database:
-            return {
-                key: count
-                for part in _parts(keys)
-                for key, count in database.execute(
-                    "SELECT key, COUNT(*) FROM batched WHERE outcome = 'lost' AND key IN "
-                    f"({', '.join('?' * len(part))}) GROUP BY key",
-                    part,
-                )
-            }
+            return dict(database.execute(query, (json.dumps(list(keys)),)).fetchall())
 
     def claim(self, token: str) -> str | None:
-        """See to a batch from now on; the process that does, where another one may be alive that does."""
+        """Handle a batch from now on; returns another process that does and may be alive."""
         self._ledger.lease.begin()
         with self._ledger.transaction() as database:
             for (who,) in database.execute("SELECT owner FROM batches WHERE token = ?", (token,)):
@@ -188,7 +156,7 @@ class BatchBook:
     def void(self, token: str, keep: Sequence[str] = ()) -> None:
         """A batch or plan that came to nothing: what was admitted for it was not sent and costs nothing.
 
-        `keep` are keys that may be about to be admitted; they stay for whoever voids what is left of it.
+        `keep` are keys that may be about to be admitted; they stay until what is left of it is voided.
         """
         kept = set(keep)
         with self._ledger.transaction() as database:
@@ -196,14 +164,13 @@ class BatchBook:
             gone = [(key, token) for key in keys if key not in kept]
             admitted = [
                 key
-                for part in _parts([key for key, _ in gone])
                 for key, who in database.execute(
                     "SELECT r.key, r.owner FROM requests r JOIN batched b ON b.key = r.key AND b.token = ? "
-                    f"WHERE r.sent_at >= b.planned_at AND r.key IN ({', '.join('?' * len(part))})",
-                    (token, *part),
+                    f"WHERE r.sent_at >= b.planned_at AND r.{AMONG}",
+                    (token, json.dumps([key for key, _ in gone])),
                 )
                 if who in ("", self._owner)
-                or not self._ledger.lease.is_alive(who)  # another process that lives has asked it by itself
+                or not self._ledger.lease.is_alive(who)  # another live process has sent it by itself
             ]
             _refuse(database, admitted)
             database.executemany("DELETE FROM batched WHERE key = ? AND token = ?", gone)
@@ -211,11 +178,11 @@ class BatchBook:
                 database.execute("DELETE FROM batches WHERE token = ?", (token,))
 
     def release(self) -> None:
-        """Leave this process's batches to whoever comes next."""
+        """Leave this process's batches to the next."""
         with self._ledger.transaction() as database:
             database.execute("UPDATE batches SET owner = '' WHERE owner = ?", (self._owner,))
 
-    def _note(self, database: Connection, token: str, state: State, requests: int) -> None:
+    def _note(self, database: Connection, token: str, state: BatchState, requests: int) -> None:
         now = time.time()
         database.execute(
             "INSERT OR IGNORE INTO batches (token, endpoint, state, requests, since, owner, seen_at) "
@@ -234,7 +201,7 @@ def _over(database: Connection, keys: Sequence[str]) -> None:
 
 
 def _refuse(database: Connection, keys: Sequence[str]) -> None:
-    """As the ledger books a try that was turned down and not charged, of requests that are open."""
+    """As the ledger books a try that was refused and not charged, of requests that are open."""
     for key in keys:
         database.execute(
             "UPDATE account SET open = open - COALESCE((SELECT worst FROM requests "
@@ -244,8 +211,3 @@ def _refuse(database: Connection, keys: Sequence[str]) -> None:
         database.execute(
             "UPDATE requests SET refused = refused + 1 WHERE key = ? AND sends > refused + replied", (key,)
         )
-
-
-def _parts(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    for first in range(0, len(keys), _PART):
-        yield keys[first : first + _PART]

@@ -10,13 +10,12 @@ import openai
 
 from spot.errors import StoppedEarly, UserError
 from spot.models.base import Body
-from spot.models.endpoint import wire
-from spot.models.endpoint.address import read_key
-from spot.models.endpoint.connection import OversizedError, client
-from spot.models.endpoint.failures import Diagnosis, Failure, dead, no_money
+from spot.models.endpoint import error_body
+from spot.models.endpoint.connection import OversizedError, client, read_key
+from spot.models.endpoint.failures import Diagnosis, FailedTry, dead, no_money
 from spot.models.endpoint.pace import RetryPolicy
-from spot.models.paid.batch_lines import URL
 
+URL = "/v1/chat/completions"
 ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 ABSENT = frozenset({404, 405, 501})
 METADATA = "spot"
@@ -26,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class UnansweredError(StoppedEarly):
-    """The provider gave no usable answer, however often it was asked."""
+    """The provider gave no usable answer, however often it was tried."""
 
 
 class BusyError(UnansweredError):
@@ -43,7 +42,7 @@ class AbsentError(Exception):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A batch as its provider tells of it. `done` counts requests that ended, well or not; `errors` are those of the
+    """A batch as its provider describes it. `done` counts requests that ended, well or not; `errors` are those of the
     batch as a whole, (code, message)."""
 
     id: str
@@ -66,10 +65,10 @@ class Snapshot:
 
 
 class Provider:
-    """A client for one base URL. Whatever may be asked twice is asked again when it fails, as `policy` says.
+    """A client for one base URL. What may be sent twice is sent again when it fails, as `policy` says.
 
     Raises `UserError` where the URL, the key or what is sent is refused, `StoppedEarly` where the account is empty or
-    nobody answers any more, `RunFailed` where nobody ever did.
+    it answers no more, `RunFailed` where it never did.
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class Provider:
         return None if found is None else self._snapshot(found)
 
     async def retrieve(self, batch_id: str) -> Snapshot:
-        """How a batch stands; raises `AbsentError` where there is none of that id."""
+        """A batch's status; raises `AbsentError` where there is none of that id."""
         return self._snapshot(await self._answered("/batches", lambda: self._client.batches.retrieve(batch_id)))
 
     async def download(self, file_id: str, into: IO[bytes]) -> None:
@@ -182,7 +181,7 @@ class Provider:
                 return result
         raise AssertionError("the last failure is raised")
 
-    async def _again(self, path: str, failure: Failure, tries: int) -> None:
+    async def _again(self, path: str, failure: FailedTry, tries: int) -> None:
         """Wait until the next try, or raise what ends them."""
         if failure.about == "money":
             raise no_money(self.base_url, failure)
@@ -198,12 +197,12 @@ class Provider:
         wait = self._policy.wait(tries) if failure.retry_after is None else failure.retry_after
         await asyncio.sleep(wait)
 
-    def _failure(self, path: str, error: Exception) -> Failure:
+    def _failure(self, path: str, error: Exception) -> FailedTry:
         diagnosis = self._diagnosis
         if isinstance(error, openai.APIStatusError):
             failure = diagnosis.of_status(self.base_url, path, error, self._reached)
             if error.status_code in ABSENT and failure.about != "money":
-                says = wire.server_says(error.body, error.response.text)
+                says = error_body.server_says(error.body, error.response.text)
                 raise AbsentError(self.clean(f"HTTP {error.status_code}{': ' + says if says else ''}")) from None
             return failure
         if isinstance(error, openai.APITimeoutError):
@@ -211,14 +210,14 @@ class Provider:
         if isinstance(error, openai.APIConnectionError):
             return diagnosis.of_connection(self.base_url, path, error, self._reached)
         # A body that broke off or is not what it says; the SDK's and its transport's own words.
-        return Failure(
+        return FailedTry(
             path, "unclear", self.clean(f"unreadable answer ({error or type(error).__name__})"), charged=None
         )
 
     def _no_interface(self, path: str, why: str) -> UserError:
         return UserError(
-            f"{self.base_url} has no batch interface ({path}: {why}); is the URL right? It mostly ends in /v1; "
-            "otherwise ask this model without batches"
+            f"{self.base_url} has no batch interface ({path}: {why}); is the URL right? It usually ends in /v1; "
+            "otherwise use this model without batches"
         )
 
     def _snapshot(self, batch: object) -> Snapshot:

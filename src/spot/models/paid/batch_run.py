@@ -11,12 +11,10 @@ from typing import IO
 
 from spot.errors import StoppedEarly, UserError
 from spot.models.base import Body, Gate, Reply
-from spot.models.endpoint.failures import PATIENCE, Failure, no_money
+from spot.models.endpoint.failures import PATIENCE, FailedTry, no_money
 from spot.models.paid.batch_book import BatchBook, Noted
-from spot.models.paid.batch_collect import Batch, collect, settle
-from spot.models.paid.batch_lines import Failed
-from spot.models.paid.batch_outbox import Job, Limits, Outbox
 from spot.models.paid.batch_provider import AbsentError, BusyError, Provider, Snapshot, UnansweredError, UnclearError
+from spot.models.paid.batch_requests import Batch, Failed, Job, Limits, Outbox, collect, settle
 from spot.models.paid.lease import LEASE, described
 
 GROWTH = 1.5
@@ -48,13 +46,13 @@ class Terms:
     abreast: int | None = None
 
     def make_room(self, requests: int, others: int) -> None:
-        """A batch was turned down for want of room: send fewer abreast, and smaller ones where it was alone."""
+        """A batch was refused for lack of room: send fewer at a time, and smaller ones where it was alone."""
         self.abreast = max(1, others)
         if not others:
             self.limits = Limits(max(1, requests // 2), self.limits.bytes)
 
 
-class Run:
+class BatchRun:
     """One call of `generate`, for `jobs` by their keys."""
 
     def __init__(
@@ -79,7 +77,7 @@ class Run:
         self._unanswered = 0
 
     async def replies(self) -> AsyncIterator[list[Reply]]:
-        """All that is asked for, from earlier processes' batches and from this one's."""
+        """All replies, from earlier processes' batches and from this one's."""
         await self._resume()
         pause = self._terms.waits.first
         while True:
@@ -110,7 +108,7 @@ class Run:
             raise self._outbox.error
 
     async def close(self) -> None:
-        """Book what was let out and not sent, and leave the batches to whoever comes next."""
+        """Book what was admitted and not sent, and leave the batches to the next process."""
         unsent, doubtful = await self._outbox.close()
         for job in unsent:
             self._gate_is_done(job)
@@ -126,11 +124,11 @@ class Run:
         for noted in found:
             if (other := await self._claimed(noted)) is not None:
                 raise StoppedEarly(
-                    f"{described(other)} sees to batch {noted.batch_id or noted.token}; stop it, or run the same "
+                    f"{described(other)} is handling batch {noted.batch_id or noted.token}; stop it, or run the same "
                     "command again when it has ended"
                 )
             if noted.batch_id is not None:
-                self._go_on(noted, noted.batch_id)
+                self._resume_batch(noted, noted.batch_id)
             else:
                 await self._clear_up(noted)
         waiting = {key for batch in self._running for key in batch.jobs}
@@ -141,7 +139,7 @@ class Run:
             self._jobs[key].losses = losses
 
     async def _claimed(self, noted: Noted) -> str | None:
-        """See to a batch from now on; the process that does and lives, if there is one.
+        """Handle a batch from now on; returns the live process that already does, if there is one.
 
         Whether one of another machine lives shows only after a while.
         """
@@ -151,8 +149,8 @@ class Run:
                 return other
             if not said:
                 self._say(
-                    f"batch {noted.batch_id or noted.token}: waiting for a sign of life of {described(other)}, which "
-                    f"saw to it; without one within {LEASE:.0f} s it is taken over"
+                    f"batch {noted.batch_id or noted.token}: waiting for a sign of life from {described(other)}, which "
+                    f"was handling it; without one within {LEASE:.0f} s this process takes it over"
                 )
                 said = True
             await asyncio.sleep(min(1.0, self._terms.waits.first))
@@ -166,11 +164,11 @@ class Run:
             self._book.over(noted.keys)
         elif found := await self._looked_up(noted.token, noted.file_id, noted.since):
             self._book.submitted(noted.token, found.id)
-            self._go_on(noted, found.id)
+            self._resume_batch(noted, found.id)
         else:
             self._book.void(noted.token)
 
-    def _go_on(self, noted: Noted, batch_id: str) -> None:
+    def _resume_batch(self, noted: Noted, batch_id: str) -> None:
         if self._terms.give_up & {batch_id, noted.token}:
             self._book.over(noted.keys)
             return
@@ -188,8 +186,8 @@ class Run:
                 found = await self._provider.find(file_id, token, since)
             except AbsentError as error:
                 raise UserError(
-                    f"{self._provider.base_url} may have a batch of the file {file_id}, and lists no batches "
-                    f"({error}); look there, and to ask and perhaps pay again, give up {file_id}"
+                    f"{self._provider.base_url} may have a batch of the file {file_id}, but lists no batches "
+                    f"({error}); look there, or give up {file_id} to send, and perhaps pay for, its requests again"
                 ) from None
             if found or last:
                 return found
@@ -245,16 +243,16 @@ class Run:
             try:
                 found = await self._looked_up(token, file_id, since)
             except (StoppedEarly, UserError) as error:
-                raise _UnknownError(f"it is not known whether a batch was made ({why}): {error}") from None
+                raise _UnknownError(f"it is not known whether a batch was created ({why}): {error}") from None
             if found:
                 return found
             since = time.time()
-        raise UnansweredError(f"{self._provider.base_url} makes no batch: {why}; the same command tries again")
+        raise UnansweredError(f"{self._provider.base_url} created no batch: {why}; run the same command again")
 
     # Collecting
 
     async def _look(self, batch: Batch) -> Snapshot | None:
-        """How a batch stands; `None` where nobody answered this time."""
+        """A batch's status; `None` where the provider did not answer this time."""
         try:
             snapshot = await self._provider.retrieve(batch.id)
         except AbsentError as error:
@@ -275,7 +273,7 @@ class Run:
         if batch.fileless >= PATIENCE:
             raise StoppedEarly(
                 f"batch {batch.id}: {said}, and its provider names no file of results; run the same command again "
-                f"later, or to ask and pay again, give up {batch.id}"
+                f"later, or give up {batch.id} to send and pay for its requests again"
             )
         return snapshot
 
@@ -312,7 +310,7 @@ class Run:
             count=not settled.no_room,
         )
         self._outbox.add(settled.again)
-        more = f", {len(again):,} are asked again" if again else ""
+        more = f", {len(again):,} are sent again" if again else ""
         self._say(f"batch {batch.id}: {snapshot.status}, {batch.completions:,} of {batch.requests:,} answered{more}")
         if settled.no_room:
             self._make_room(batch, settled.no_room)
@@ -325,7 +323,7 @@ class Run:
     def _ends(self, failed: Failed) -> bool:
         """Whether a failure ends the run, and end it."""
         if failed.about == "money":
-            self._outbox.end(no_money(self._provider.base_url, Failure("", "money", failed.why)))
+            self._outbox.end(no_money(self._provider.base_url, FailedTry("", "money", failed.why)))
         elif failed.about == "setup" and not (self._answered or (self._gate is not None and self._gate.proven)):
             self._outbox.end(UserError(f"{self._provider.base_url}: {failed.why}"))
         else:
@@ -358,8 +356,8 @@ class Run:
 
     def _gone(self, batch: Batch, what: str, why: Exception) -> UserError:
         return UserError(
-            f"{self._provider.base_url} does not know {what} any more ({why}); is the key of the account that "
-            f"submitted it? To ask and pay again, give up {batch.id}"
+            f"{self._provider.base_url} does not know {what} any more ({why}); check that the API key belongs to the "
+            f"account that submitted the batch, or give up {batch.id} to send and pay for its requests again"
         )
 
     def _come_back(self) -> StoppedEarly:

@@ -1,4 +1,4 @@
-"""Which process asks what: each shows a sign of life in the ledger, and the others watch whether it goes on.
+"""Which processes use a ledger: each shows a sign of life in it, and the others watch whether that continues.
 
 On one machine the system itself says whether a process lives. Of another machine, or another container, only its sign
 of life can be seen: a number that it raises every few seconds. Whoever waits for it counts by its own clock, from when
@@ -25,7 +25,7 @@ BEAT = 4.0
 LEASE = 20.0
 """Seconds without a sign of life after which a process of another machine is taken for dead."""
 
-State = Literal["lives", "silent", "gone"]
+Liveness = Literal["lives", "silent", "gone"]
 """What is known of a process: `silent` is one of another machine of which no sign has been seen yet."""
 
 
@@ -35,7 +35,7 @@ class _Watched:
 
     beat: int | None
     since: float
-    state: State = "silent"
+    state: Liveness = "silent"
 
 
 class Lease:
@@ -81,7 +81,7 @@ class Lease:
                 pass  # a full disk: what the command itself commits next says so
             self._over.wait(BEAT)
 
-    def state(self, who: str) -> State:
+    def state(self, who: str) -> Liveness:
         """What is known now of the process `who`; ask again to learn more of one that is silent."""
         if who == self._owner():
             return "lives"

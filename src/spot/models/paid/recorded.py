@@ -4,27 +4,20 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from spot.errors import StoppedEarly, UserError
-from spot.models.base import Body, Model, NoMore, Reply, Request, closed, request_key
+from spot.errors import StoppedEarly
+from spot.models.base import Model, NoMore, Reply, Request, closed, request_key
 from spot.models.endpoint import completion
 from spot.models.endpoint.failures import PATIENCE
-from spot.models.paid.bodies import Kept, kept
-from spot.models.paid.lease import LEASE, described
+from spot.models.paid.gate import LedgerGate
 from spot.models.paid.ledger import (
-    Admit,
-    Answer,
     Entry,
-    GivenUp,
+    Kept,
     Ledger,
     Operation,
     Prices,
-    Received,
-    Refused,
-    Released,
     Replied,
     Reread,
 )
@@ -33,21 +26,18 @@ from spot.schema import Sampling, as_dicts
 TEMPLATE_TOKENS = 64
 """What a chat template may add to a prompt, a message."""
 
-ELSEWHERE_EVERY = 1.0
-"""Seconds between looks at what another process is waiting for."""
-
 MARGIN = 1.5
 """Where a server does not hold what it generates to the limit that it was given (thinking, mostly), so many times the
 largest output seen is reserved for a request."""
 
 COMMANDS = 3
-"""In vain, so many commands tell a request that always fails from an endpoint that is often down."""
+"""This many failed commands tell a request that always fails from an endpoint that is often down."""
 
 _log = logging.getLogger(__name__)
 
 
 class Turnstile(Protocol):
-    """Whoever has a say, beside the account, in what is still worth asking."""
+    """Decides, beside the account, what is still worth sending."""
 
     async def enter(self, request: Request) -> None:
         """Wait until `request` is wanted; raises `NoMore` when nothing is."""
@@ -86,7 +76,7 @@ class RecordedModel:
 
     @property
     def gated(self) -> bool:
-        """Whether every request is let out by itself, so that no more are sent than `turnstile` wants."""
+        """Whether every request is admitted by itself, so that no more are sent than `turnstile` wants."""
         return hasattr(self._model, "gate")
 
     @property
@@ -97,7 +87,7 @@ class RecordedModel:
     async def generate(
         self, requests: Sequence[Request], sampling: Sampling, done: frozenset[str] = frozenset()
     ) -> AsyncIterator[list[Reply]]:
-        """Answer what is not in `done`: first what is on record, then what has to be asked, as it comes."""
+        """Answer what is not in `done`: first what is on record, then what has to be sent, as it comes."""
         by_id = {request.id: request for request in requests}
         key_of = {id: request_key(self.fingerprint, request, sampling) for id, request in by_id.items()}
         open_ = {key: id for id, key in key_of.items() if id not in done}
@@ -112,7 +102,7 @@ class RecordedModel:
                 yield group
         except NoMore:
             return
-        gate = _LedgerGate(self, key_of, sampling, doubtful(given_up))
+        gate = LedgerGate(self, key_of, sampling, doubtful(given_up))
         try:
             # All requests are passed, because a local model forms its batches over the whole list.
             async with closed(self._asked(gate, by_id, sampling, answered)) as groups:
@@ -124,8 +114,8 @@ class RecordedModel:
             await gate.close()
 
     async def _on_record(self, ids_by_key: dict[str, str], by_id: dict[str, Request]) -> AsyncIterator[list[Reply]]:
-        """What was asked before. It is free, and yet no more of it is taken than is wanted."""
-        for group in kept(self._ledger, ids_by_key):
+        """What was sent before. It is free, and yet no more of it is taken than is wanted."""
+        for group in self._ledger.kept(ids_by_key):
             replies = await self._recalled(group, ids_by_key)
             if self.turnstile is None or not self.gated:
                 if replies:
@@ -154,7 +144,7 @@ class RecordedModel:
         return replies
 
     def tell_of(self, replies: Sequence[Reply]) -> None:
-        """Say, once each, what a user should know of replies: what is odd, and another model behind the same name."""
+        """Say once each what is odd about replies, and that another model answers under the same name."""
         for reply in replies:
             if reply.remark and "" not in self._said:
                 self._said.add("")
@@ -167,7 +157,7 @@ class RecordedModel:
                     _log.warning("%s: replies now name the model %r, before %s", self.name, reply.model, names)
 
     async def _asked(
-        self, gate: "_LedgerGate", by_id: dict[str, Request], sampling: Sampling, answered: set[str]
+        self, gate: LedgerGate, by_id: dict[str, Request], sampling: Sampling, answered: set[str]
     ) -> AsyncIterator[list[Reply]]:
         """The model's replies, committed before they are yielded; other processes' as they settle."""
         key_of, requests = gate.key_of, list(by_id.values())
@@ -183,14 +173,13 @@ class RecordedModel:
                 elsewhere |= gate.skipped
             if not elsewhere or gate.closed_by_turnstile:
                 return
-            gate.say_who_is_waited_for(owners.values())
-            await asyncio.sleep(ELSEWHERE_EVERY)
+            await gate.wait_for(owners.values())
             async for replies in self._on_record({key_of[id]: id for id in elsewhere}, by_id):
                 answered.update(reply.id for reply in replies)
                 yield replies
 
     async def _sent(
-        self, gate: "_LedgerGate", requests: Sequence[Request], sampling: Sampling, done: frozenset[str]
+        self, gate: LedgerGate, requests: Sequence[Request], sampling: Sampling, done: frozenset[str]
     ) -> AsyncIterator[list[Reply]]:
         sends: Any = self._model
         if self.gated:
@@ -211,7 +200,7 @@ class RecordedModel:
 
     async def recall(self, key: str, request_id: str) -> Reply:
         """The reply on record under `key`."""
-        [group] = kept(self._ledger, {key: request_id})
+        [group] = self._ledger.kept({key: request_id})
         [reply] = await self._recalled(group, {key: request_id})
         return reply
 
@@ -257,6 +246,15 @@ class RecordedModel:
         """What the ledger is told of a reply."""
         return Replied(key, reply, None if reply.usage is None else self._prices.cost(reply.usage))
 
+    def no_room(self, worst: float) -> StoppedEarly:
+        """What ends a run whose next request, at `worst` dollars, does not fit any more."""
+        spent, open_ = self._ledger.spent()
+        return StoppedEarly(
+            f"max_cost: {dollars(spent)} are spent, up to {dollars(open_)} may be, and the next request could cost "
+            f"{dollars(worst)}, which is more than ${self._max_cost:g} allow; raise it and run the same command "
+            "again; it resumes from here"
+        )
+
     @property
     def ledger(self) -> Ledger:
         """Where requests are written."""
@@ -268,197 +266,14 @@ class RecordedModel:
         return self._max_cost
 
 
-class _LedgerGate:
-    """One call's gate: every try is committed before it is sent. Implements `spot.models.base.Gate`.
-
-    What comes while one commit runs shares the next, so that a sync to the disk serves many requests.
-    """
-
-    def __init__(
-        self, model: RecordedModel, key_of: dict[str, str], sampling: Sampling, doubtful: Collection[str] = ()
-    ) -> None:
-        self.key_of = key_of
-        self.proven = model.ledger.has_answered(model.fingerprint)
-        self.doubtful = frozenset(id for id, key in key_of.items() if key in doubtful)
-        self._said: set[str] = set()
-        self._model = model
-        self._sampling = sampling
-        self.skipped: frozenset[str] = frozenset()
-        """Requests of a model in process that another process has asked since they were looked for."""
-        self.closed_by_turnstile = False
-        self._served: set[str] = set()  # answered from the record here
-        self._waiting: list[tuple[Operation, asyncio.Future[Answer]]] = []
-        self._committing: asyncio.Task[None] | None = None
-        self._open = 0  # tries let out, or about to be, whose end is not committed yet
-        self._changed = asyncio.Event()
-        self._unsettled: set[str] = set()  # tried, perhaps charged, and to be tried again
-
-    async def admit(self, request: Request, sampling: Sampling) -> Reply | None:  # noqa: ARG002 (it is this call's)
-        """Commit the try; waits for room in the account while something is on its way, and for another process that
-        asks the same, whose reply is given."""
-        if self._model.turnstile is not None:
-            try:
-                await self._model.turnstile.enter(request)
-            except NoMore:
-                self.closed_by_turnstile = True
-                raise
-        key = self.key_of[request.id]
-        entry = self._model.entry(request, self._sampling, key)
-        alone = False
-        while (answer := await self._let_out(self._admission(request, entry))) != "done":
-            if answer == "on_record":
-                self._served.add(request.id)
-                return await self._model.recall(key, request.id)
-            if answer == "elsewhere":
-                self.say_who_is_waited_for(self._model.ledger.in_flight_elsewhere([key]).values())
-                await asyncio.sleep(ELSEWHERE_EVERY)
-            elif answer == "in_batch":
-                raise self._in_batch()
-            elif self._open or self._yields(request):
-                await self._changed.wait()
-            elif others := self._model.ledger.others_ask():
-                self.say_who_is_waited_for(others)
-                await asyncio.sleep(ELSEWHERE_EVERY)  # what they have reserved may come back
-            elif not alone:
-                alone = True  # what another one held may have come back between the two looks
-            else:
-                self._tell()  # those who wait for what was open
-                raise self._no_room(entry.worst)
-        return None
-
-    def _admission(self, request: Request, entry: Entry) -> Admit:
-        return Admit(entry, self._model.max_cost, spare=entry.worst if self._yields(request) else 0.0)
-
-    def _yields(self, request: Request) -> bool:
-        """Whether others, whose tries may have been charged, are to be tried again: the reply to one says what its
-        tries cost, so room for one more try of them stays free."""
-        return bool(self._unsettled) and request.id not in self._unsettled
-
-    def say_who_is_waited_for(self, owners: Iterable[str]) -> None:
-        """Say once of each process that it is waited for, and what ends that."""
-        for who in set(owners) - self._said:
-            self._said.add(who)
-            _log.warning(
-                "%s: waiting for %s, which is asking the same or holds what is left of max_cost; this continues as "
-                "soon as that process ends (stop it to continue at once), or %.0f s after its last sign of life",
-                *(self._model.ledger.path, described(who), LEASE),
-            )
-
-    def last_word(self, reply: Reply) -> Reply:
-        """The reply; what failed in an earlier command, too, and might pass, is taken to be refused for good."""
-        return replace(reply, passing=False) if reply.passing and reply.id in self.doubtful else reply
-
-    def _no_room(self, worst: float) -> StoppedEarly:
-        spent, open_ = self._model.ledger.spent()
-        return StoppedEarly(
-            f"max_cost: {dollars(spent)} are spent, up to {dollars(open_)} may be, and the next request could cost "
-            f"{dollars(worst)}, which is more than ${self._model.max_cost:g} allow; raise it and run the same command "
-            "again, it goes on from here"
-        )
-
-    def _in_batch(self) -> UserError:
-        keys = list(self.key_of.values())
-        names = sorted(
-            {name for i in range(0, len(keys), 500) for name in self._model.ledger.batches(keys[i : i + 500])}
-        )
-        return UserError(
-            f"batch {', '.join(names)} holds requests that are asked for here, and is not collected; collect it, or "
-            "give it up, in batch mode first (rectify.batch=true), or they would be paid for twice"
-        )
-
-    async def _let_out(self, operation: Admit) -> Answer:
-        self._open += 1
-        answer = await self._enqueue(operation)
-        self._open -= answer != "done"
-        return answer
-
-    async def admit_all(self, requests: Sequence[Request]) -> None:
-        """Commit many requests of a model in process at once; they cost nothing."""
-        entries = [self._model.entry(request, self._sampling, self.key_of[request.id]) for request in requests]
-        answers = await asyncio.to_thread(
-            self._model.ledger.apply, [Admit(replace(entry, worst=0.0), max_cost=None) for entry in entries]
-        )
-        self.skipped = frozenset(
-            request.id for request, answer in zip(requests, answers, strict=True) if answer != "done"
-        )
-
-    async def received(self, request: Request, body: Body) -> None:
-        """Commit what came."""
-        await self._enqueue(Received(self.key_of[request.id], body))
-
-    def refused(self, request: Request, charged: bool | None) -> None:
-        """Book the end of a try without a reply."""
-        if charged is None:
-            self._unsettled.add(request.id)
-        self._enqueue(Refused(self.key_of[request.id], charged)).add_done_callback(lambda _: self._settled())
-
-    async def replied(self, replies: Sequence[Reply]) -> None:
-        """Commit replies. Of an error without a body no try was answered: `refused` has booked them all, and what is
-        kept is that the request was given up, for good or for now."""
-        fresh = [reply for reply in replies if reply.id not in self._served]
-        answers = [reply for reply in fresh if _came(reply)]
-        failed = [reply for reply in fresh if not _came(reply)]
-        for reply in answers:
-            self._model.learn(reply, self._sampling, self._open - 1)
-        operations: list[Operation] = [self._model.operation(self.key_of[reply.id], reply) for reply in answers]
-        operations += [GivenUp(self.key_of[reply.id], reply.error, final=not reply.passing) for reply in failed]
-        await asyncio.gather(*map(self._enqueue, operations))
-        self._unsettled.difference_update(reply.id for reply in fresh)
-        for _ in answers:
-            self._settled()
-        if failed:
-            self._tell()
-
-    def _settled(self) -> None:
-        self._open = max(0, self._open - 1)  # a batch of an earlier process was not let out here
-        self._tell()
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    def _enqueue(self, operation: Operation) -> asyncio.Future[Answer]:
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append((operation, future))
-        if self._committing is None or self._committing.done():
-            self._committing = asyncio.create_task(self._drain())
-        return future
-
-    async def _drain(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            try:
-                done = await asyncio.to_thread(self._model.ledger.apply, [operation for operation, _ in batch])
-            except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                        future.exception()  # some wait for it, some do not
-                continue
-            for (_, future), result in zip(batch, done, strict=True):
-                if not future.done():
-                    future.set_result(result)
-
-    async def close(self) -> None:
-        """Wait until everything is committed; what is not settled is nobody's from here on."""
-        while self._committing is not None and not self._committing.done():
-            await self._committing
-        await asyncio.to_thread(self._model.ledger.apply, [Released(list(self.key_of.values()))])
-
-
 def doubtful(given_up: Mapping[str, int]) -> set[str]:
-    """The keys whose next failure is taken for the server's last word, by how many commands tried them in vain.
+    """The keys whose next failure is taken for the server's last word, by how many commands tried them without success.
 
     A few that failed in one command may be to blame themselves. As many as a server that was down for a while leaves
     behind have to fail in several.
     """
     enough = 1 if len(given_up) < PATIENCE else COMMANDS
     return {key for key, commands in given_up.items() if commands >= enough}
-
-
-def _came(reply: Reply) -> bool:
-    """Whether a server, or a model in process, gave this, be it no answer."""
-    return reply.finish_reason != "error" or reply.body is not None or reply.usage is not None
 
 
 def dollars(amount: float) -> str:

@@ -1,16 +1,11 @@
-"""What goes to an OpenAI-compatible server, and what its errors mean; completions are read in `completion`."""
+"""What an error that a server sent says, and what it means: by its status, its codes, its words and its headers."""
 
 import email.utils
-import json
 import math
 import re
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, cast
-
-from spot.models.base import Request
-from spot.schema import Sampling
 
 # What providers call an account that has to be topped up; they send it with 402, 403 or 429, some with 400.
 _BROKE_CODES = frozenset(
@@ -29,37 +24,6 @@ _BROKE_WORDS = re.compile(
 )
 # With 429, yet waiting does not help: this one request is over a minute's limit all by itself.
 _NEVER_FITS = re.compile(r"request too large|reduce the length|must be reduced", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Fields:
-    """What requests have beside model and messages, the same by every interface: see `EndpointModel`."""
-
-    omit: Collection[str] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    tokens: str = "max_tokens"
-
-    def of(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        """Those of one request."""
-        sent: dict[str, Any] = {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            self.tokens: sampling.max_new_tokens,
-            # 31 bits: servers keep seeds in signed integers of 32 or 64.
-            "seed": request.seed & 0x7FFFFFFF,
-        }
-        return {name: value for name, value in sent.items() if name not in self.omit} | dict(self.extra)
-
-
-def body(model: str, request: Request, fields: Mapping[str, Any]) -> bytes:
-    """A chat completion's request; a prefix in the way of vLLM and SGLang."""
-    messages = [{"role": message.role, "content": message.content} for message in request.messages]
-    sent: dict[str, Any] = {"model": model, "messages": messages, **fields}
-    if request.prefix:
-        messages.append({"role": "assistant", "content": request.prefix})
-        sent |= {"continue_final_message": True, "add_generation_prompt": False}
-    return json.dumps(sent, ensure_ascii=False, separators=(",", ":")).encode()
-
 
 _SAYS = ("message", "detail", "error", "msg", "error_msg", "status_msg", "base_resp", "errors")
 _CODES = ("code", "status", "status_code", "http_status", "error_code", "type")
