@@ -110,7 +110,7 @@ def test_a_bad_row_in_any_file_of_a_stage(
         ("rectify", ["rectify.path=empty.jsonl"], "empty.jsonl: none of its 0 corrections is of a wrong attempt"),
         ("rectify", ["rectify.oracle=model", "rectify.model=m", "rectify.base_url=http://127.0.0.1:9/v1"], ":9/v1"),
         ("filter", ["--rectifications", "empty.jsonl"], "no pair is left of 0 accepted corrections (no corrections);"),
-        ("filter", ["--rectifications", "refused.jsonl"], "does_not_verify); mend the Oracle and rectify again"),
+        ("filter", ["--rectifications", "refused.jsonl"], "does_not_verify); fix the Oracle and rectify again"),
         ("elicit", ["--problems", "blank.jsonl"], "blank.jsonl:1: field 'prompt': is empty"),
         ("filter", ["--rectifications", "astray.jsonl"], "rectification 'a#0~import.0': its problem or attempt"),
         ("filter", ["--model", "nowhere"], "nowhere: no such model directory"),
@@ -311,7 +311,7 @@ def test_what_is_on_record_is_not_in_the_estimate_and_an_export_replaces_nothing
         call = [*STAGES["rectify"].split(), *MODEL.split(), f"rectify.base_url={server.url}"]
         code, errors = spot_here(*call)
         assert code == 2 and "none of 1 corrections was accepted" in errors, errors
-        assert "the reply held the endpoint's key; it is kept with the key taken out, and not used" in " ".join(SHOWN)
+        assert "the reply held the endpoint's key; it is kept with the key taken out, and not used" in errors
         code, errors = spot_here(*call, "--dry_run")
     assert code == 0 and "0 requests about 1 wrong attempts (1 more are on record" in " ".join(SHOWN)
     ledger = "out/r.ledger.sqlite"

@@ -131,7 +131,7 @@ def test_each_stage_is_a_command_with_files(whole: Path, tmp_path: Path) -> None
 
 PROBLEM = '{"id": "a", "prompt": "What is 1 + 1?", "answer": "2"}\n'
 BAD_INPUT = {
-    "missing config": (["run", "nowhere.yaml"], r"nowhere.yaml: cannot read"),
+    "missing config": (["run", "nowhere.yaml"], r"nowhere.yaml: cannot be read"),
     "missing problems": (["run", "c.yaml", "problems.source=none.jsonl"], "none.jsonl: no such file"),
     "unknown key": (["run", "c.yaml", "train.bta=1"], "did you mean 'beta'?"),
     "empty config": (["run", "empty.yaml"], "empty.yaml: empty config"),
@@ -150,7 +150,7 @@ BAD_INPUT = {
         ["run", "c.yaml", "run.dir=out", "elicit.attempts=wrong.jsonl", "rectify.oracle=import",
          "rectify.path=wrong.jsonl"],
         "none of 1 corrections was accepted (same_as_rejected 1; the first is a#0: same_as_rejected, it answers '3'); "
-        "see out/rectifications.jsonl; mend the Oracle (the section rectify), delete out/rectifications.jsonl, and run",
+        "see out/rectifications.jsonl; fix the Oracle (the section rectify), delete out/rectifications.jsonl, and run",
     ),
     "key not set": (
         ["run", "c.yaml", "student.base_url=http://127.0.0.1:9/v1", "student.api_key_env=NO_KEY"], "NO_KEY",

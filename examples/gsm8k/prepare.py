@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from rapidfuzz.distance import Levenshtein
-from spot.answer import Answer
-from spot.store import write_atomic, write_rows
 
+from spot.files.disk import write_atomic
+from spot.files.store import write_rows
 from spot.lab.student import CHAT_TEMPLATE, END_OF_TEXT, END_OF_TURN, START_OF_TURN, build_model
 from spot.schema import Problem
+from spot.stages.asking import Answer
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 VOCABULARY = 2000

@@ -124,8 +124,8 @@ class Place:
         kept = others + [row.model_copy(update={"stage": stage}) for row in rows]
         if kept or self.run is not None:
             write_rows(self.dropped, kept)
-        else:
-            self.dropped.unlink(missing_ok=True)
+        elif self.dropped.exists():
+            self.dropped.unlink()
 
     def note(self) -> str:
         """How many rows were dropped and where they are, for the end of a line; empty where none was."""
