@@ -46,7 +46,9 @@ class Usage:
     @property
     def output_tokens(self) -> int:
         """What was generated, reasoning included: never less than the total without the prompt."""
-        return max(self.completion_tokens, (self.total_tokens or 0) - self.prompt_tokens)
+        thought = self.reasoning_tokens or 0
+        outside = thought if thought > self.completion_tokens else 0  # more than the whole is no part of it
+        return max(self.completion_tokens + outside, (self.total_tokens or 0) - self.prompt_tokens)
 
 
 @dataclass(frozen=True)

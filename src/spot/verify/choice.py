@@ -17,7 +17,8 @@ from spot.verify.boxed import without_thoughts
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _MARKUP = re.compile(
-    r"[*_`$]|\\[()\[\]]|\\(?:boxed|fbox|text(?:bf|it|rm|sf)?|mathrm|mathbf|mathit|emph|underline)(?![A-Za-z])"
+    r"[*_`$\u200b\u2060\ufeff]|</?(?:b|strong|i|em|u|code)>|\\[()\[\]]"
+    r"|\\(?:boxed|fbox|text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|tt)|bf|rm|emph|underline)(?![A-Za-z])"
 )
 _NAME = (
     r"(?:(?:final|correct|best|right|only)[ \t]+){0,3}(?:answer|option|choice)"
@@ -35,7 +36,7 @@ _BOXED = re.compile("^\0(?P<said>.*)$", re.MULTILINE)
 _SUPPOSED = re.compile(
     r"\b(?:if|suppose|assum\w+|whether|unless)\b[^.;\n]*\Z|\b(?:perhaps|maybe|might|would|could|not)\b[^.;,\n]*\Z", re.I
 )
-_LETTER = re.compile(r"[\[(]? ?([A-Za-z]) ?[\])]?(?:(?: ?[.:)(\u2013\u2014-]|(?<=\)))(?P<rest>.*))?")
+_LETTER = re.compile(r"[\[(]? ?([A-Za-z]) ?[\])]?(?:(?: ?[.:;)(\u2013\u2014-]|(?<=\)))(?P<rest>.*))?")
 _REASONED = re.compile(r"[\[(]?([A-Z])[\])]?[ ,;]+(?:because|since|as|which|due)\b.*")
 # An article or a pronoun is no other option: "B. A decrease in entropy", and not "B. No, A is right".
 _ARTICLE = re.compile(r"\b[AI] (?!(?:is|was|are|or|and|nor|but|seems|looks|would|could|can|may|must|because)\b)[a-z]")

@@ -25,7 +25,10 @@ HELD_KEY = "the reply held the endpoint's key; it is kept with the key taken out
 
 _End = Literal["stop", "length", "filtered", "failed"]
 # What servers call the end of a text, in their many spellings; any other name is taken for a natural end.
-_LENGTH = re.compile(r"length|max.*token|token.*(max|limit)|context.*(window|exceed)|truncat")
+_LENGTH = re.compile(
+    r"length|max.*(token|len|output)|(token|output).*(max|limit)|^limit$|context.*(window|exceed)|truncat|cut_?off"
+    r"|incomplete|pause"
+)
 _FILTERED = re.compile(
     r"filter|safety|recitation|blocklist|prohibited|spii|guardrail|sensitive|moderat|refus|toxic|flagg"
 )
@@ -327,8 +330,12 @@ def _put_together(chunks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     pieces: list[tuple[str, str, str]] = []
     told: dict[str, Any] = {"model": None, "usage": None, "error": None}
     finish_reason: object = None
-    for chunk in chunks:
-        choice = choice_of(chunk)
+    by_index = [{_index(one): one for one in reversed(_choices(chunk))} for chunk in chunks]
+    # Chunks of several choices come interleaved: the text is that of one of them, the first that has any.
+    spoken = [at for one in by_index for at, choice in one.items() if texts_of(message_of(choice))[0].strip()]
+    index = min(spoken, default=0)
+    for chunk, choices in zip(chunks, by_index, strict=True):
+        choice = choices.get(index, {})
         pieces.append(texts_of(message_of(choice)))
         finish_reason = choice.get("finish_reason") or finish_reason
         told["error"] = told["error"] or choice.get("error")
@@ -346,14 +353,20 @@ def _joined(pieces: Sequence[str]) -> str:
 
 def choice_of(completion: Mapping[str, Any]) -> dict[str, Any]:
     """The first choice that holds text, or the first; empty where there is none."""
-    choices: object = completion.get("choices")
-    found = [
-        cast(dict[str, Any], one)
-        for one in (cast(list[object], choices) if isinstance(choices, list) else [])
-        if isinstance(one, dict)
-    ]
+    found = _choices(completion)
     found = [one for one in found if isinstance(one.get("text"), str) or message_of(one) or one.get("error")] or found
     return next((one for one in found if texts_of(message_of(one))[0].strip()), found[0] if found else {})
+
+
+def _choices(completion: Mapping[str, Any]) -> list[dict[str, Any]]:
+    choices: object = completion.get("choices")
+    listed = cast(list[object], choices) if isinstance(choices, list) else []
+    return [cast(dict[str, Any], one) for one in listed if isinstance(one, dict)]
+
+
+def _index(choice: Mapping[str, Any]) -> int:
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
 
 
 def message_of(choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,7 +374,8 @@ def message_of(choice: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("message", "delta"):
         if isinstance(choice.get(name), dict):
             return cast(dict[str, Any], choice[name])
-    return {"content": choice["text"]} if isinstance(choice.get("text"), str) else {}
+    text = next((choice[name] for name in ("message", "text") if isinstance(choice.get(name), str)), None)
+    return {} if text is None else {"content": text}
 
 
 def texts_of(message: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -5,6 +5,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
+from datetime import UTC
 from typing import Any, cast
 
 # What providers call an account that has to be topped up; they send it with 402, 403 or 429, some with 400.
@@ -25,7 +26,7 @@ _BROKE_WORDS = re.compile(
 # With 429, yet waiting does not help: this one request is over a minute's limit all by itself.
 _NEVER_FITS = re.compile(r"request too large|reduce the length|must be reduced", re.IGNORECASE)
 
-_SAYS = ("message", "detail", "error", "msg", "error_msg", "status_msg", "base_resp", "errors")
+_SAYS = ("message", "detail", "error", "msg", "error_msg", "status_msg", "base_resp", "errors", "title")
 _CODES = ("code", "status", "status_code", "http_status", "error_code", "type")
 _MEANS = (
     (429, re.compile(r"rate.?limit|too.?many.?requests|resource_?exhausted|throttl", re.IGNORECASE)),
@@ -49,6 +50,9 @@ def server_says(body: object, text: str) -> str:
 
 def is_error(body: Mapping[str, Any]) -> bool:
     """Whether an object that is no completion is an error, in whatever form."""
+    message = body.get("message")
+    if isinstance(message, dict) and "content" in message:  # an answer of another API
+        return False
     return body.get("object") == "error" or any(body.get(name) for name in _SAYS)
 
 
@@ -116,6 +120,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         if math.isfinite(seconds):
             return max(0.0, seconds)
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+        until = email.utils.parsedate_to_datetime(headers["retry-after"])
+        # HTTP's dates are in UTC, those in C's old form too, which names no zone.
+        return max(0.0, (until if until.tzinfo else until.replace(tzinfo=UTC)).timestamp() - time.time())
     except (KeyError, ValueError, OverflowError):
         return None
