@@ -260,6 +260,7 @@ BROKEN = {
     "cells": ("x.csv", b"prompt,chosen,rejected\na,b,c,d\n", "x.csv:1: has another number of cells"),
     "few cells": ("x.csv", b"prompt,chosen,rejected\na,b,c\na,b\n", "x.csv:2: has another number of cells"),
     "quotes": ("x.csv", b'prompt,chosen,rejected\n"a" b,c,d\n', "x.csv: not CSV"),
+    "two columns": ("x.csv", b"prompt,chosen,rejected,chosen\na,b,c,d\n", "x.csv: has two columns 'chosen'"),
     "latin": ("x.csv", b"prompt,chosen,rejected\na,b,\xff\n", "x.csv: not UTF-8"),
     "messages": (
         "x.csv",

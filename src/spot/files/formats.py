@@ -173,6 +173,9 @@ def _csv_lines(file: IO[bytes], path: Path, columns: Columns, delimiter: str) ->
     csv.field_size_limit(MAX_LINE_BYTES)
     try:
         reader = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+        names = [name for name in reader.fieldnames or () if columns is None or name in columns]
+        if twice := next((name for name in names if name and names.count(name) > 1), None):
+            raise UserError(f"{path}: has two columns {twice!r}; rename one or take it out")
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
                 yield (
