@@ -104,7 +104,7 @@ def test_a_bad_row_in_any_file_of_a_stage(
         ("elicit", ["--problems", "none.jsonl"], "none.jsonl: no such file"),
         ("elicit", ["--problems", "."], ".: not a file"),
         ("elicit", ["--output", "."], ".: a directory; --output names a file"),
-        ("elicit", ["--output", "p.jsonl/a.jsonl"], "p.jsonl/a.jsonl: cannot write (File exists); mend the path"),
+        ("elicit", ["--output", "p.jsonl/a.jsonl"], "p.jsonl/a.jsonl: cannot write (File exists); fix the path"),
         ("elicit", ["student.base_url=http://127.0.0.1:9/v1", "elicit.attempts=null"], "127.0.0.1:9"),
         ("rectify", ["--attempts", "right.jsonl"], "no wrong attempts to learn from (1 correct)"),
         ("rectify", ["rectify.path=empty.jsonl"], "empty.jsonl: none of its 0 corrections is of a wrong attempt"),
@@ -156,7 +156,7 @@ def test_a_full_disk_under_the_output_of_a_command_is_one_line(
     monkeypatch.setattr(os, "fsync", full)
     for stage in STAGES.values():
         code, errors = spot_here(*stage.split())
-        assert code == 2 and "(No space left on device); free some room" in errors and errors.count("\n") == 1
+        assert code == 2 and "(No space left on device); free some space" in errors and errors.count("\n") == 1
     assert not list(tmp_path.glob("out/*.tmp"))
 
 
@@ -286,7 +286,7 @@ def test_the_doctor_finds_what_a_run_refuses_at_once(
         found[bool(overrides)] = [check for check in checks if check.status == "fail"]
     assert found[False] == []
     (check,) = found[True]
-    assert DOCTORED[override] in check.found and check.mend
+    assert DOCTORED[override] in check.found and check.fix
 
 
 def test_an_output_is_never_one_of_the_inputs(spot_here: SpotHere, tmp_path: Path) -> None:

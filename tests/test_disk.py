@@ -20,7 +20,7 @@ def test_atomic_write_leaves_the_old_file_when_it_cannot_finish(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device.*free some room and run the same command again"):
+    with pytest.raises(UserError, match="No space left on device.*free some space and run the same command again"):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

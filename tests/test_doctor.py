@@ -28,7 +28,7 @@ def by_name(found: list[Check]) -> dict[str, Check]:
 def test_this_machine_is_described_and_every_fault_has_a_mend() -> None:
     found = checks()
     assert {"Python", "torch", "device", "transformers", "memory", "disk", "pyarrow"} <= set(by_name(found))
-    assert all(check.mend for check in found if check.status != "ok")
+    assert all(check.fix for check in found if check.status != "ok")
     text = shown(found)
     assert all(check.name in text for check in found)
 

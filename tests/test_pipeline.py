@@ -229,7 +229,7 @@ def test_an_interrupt_is_exit_code_3_and_says_so(tmp_path: Path, ending: signal.
     process.send_signal(ending)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 3
-    assert errors.endswith("stopped: interrupted; what was done is kept, the same command goes on from there\n")
+    assert errors.endswith("stopped: interrupted; what was done is kept; the same command resumes there\n")
     shown = spot("report", "run", cwd=tmp_path)
     assert shown.returncode == 0 and "\nunfinished: stopped in elicit\n" in shown.stdout, shown.stderr
     assert "Unfinished: stopped in elicit." in (run / "report.html").read_text()

@@ -22,7 +22,7 @@ Stage = Literal["elicit", "rectify", "filter", "train", "evaluate", "report"]
 STAGES: tuple[Stage, ...] = ("elicit", "rectify", "filter", "train", "evaluate", "report")
 
 
-# What may differ between two goes of one run: where it is, what it does next, how it is shown, how fast it asks.
+# What may differ when a run is resumed: where it is, what it does next, how it is shown, how fast it asks.
 NOT_IDENTITY = frozenset(
     {
         "run.dir",
@@ -172,9 +172,9 @@ class RectifySection(EndpointSettings):
     corrections) or the user's `module:function`.
 
     `mode` says how a model corrects: `rewrite` (the whole answer), `patch` (edits of it) or `continue` (the first wrong
-    step; the student goes on from there, at most `max_rounds` times). Of `candidates` corrections the nearest is kept.
-    With `target_pairs` no more is asked than that many pairs within `filter.gamma` need, and where the wrong attempts
-    do not suffice the student is asked again, up to `max_samples` times a problem.
+    step; the student continues from there, at most `max_rounds` times). Of `candidates` corrections the nearest is
+    kept. With `target_pairs` no more is asked than that many pairs within `filter.gamma` need, and where the wrong
+    attempts do not suffice the student is asked again, up to `max_samples` times a problem.
     """
 
     oracle: str = "model"
@@ -300,7 +300,7 @@ class RunConfig(Section):
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML config and apply `section.key=value` overrides; raises `UserError` naming the key and the mend.
+    """Read a YAML config and apply `section.key=value` overrides; raises `UserError` naming the key and the fix.
 
     Relative paths in the file are relative to the working directory, as on the command line.
     """

@@ -8,7 +8,7 @@ from spot.terminal import say
 
 
 class UserError(Exception):
-    """Wrong use: bad input, bad config, a missing file. One line that names the place and the mend. Exit code 2."""
+    """Wrong use: bad input, bad config, a missing file. One line that names the place and the fix. Exit code 2."""
 
 
 class RunFailed(Exception):
@@ -16,13 +16,13 @@ class RunFailed(Exception):
 
 
 class StoppedEarly(Exception):
-    """Stopped before the end with everything committed; the same command goes on from here. Exit code 3."""
+    """Stopped before the end with everything committed; the same command resumes here. Exit code 3."""
 
 
 class Interrupted(BaseException):
     """Ctrl-C, or a scheduler's SIGTERM. No `Exception`, so that no library takes it for a failure of its own.
 
-    Its text, where it has one, says what the same command goes on from.
+    Its text, where it has one, says where the same command resumes.
     """
 
 
@@ -40,10 +40,10 @@ def plain_errors() -> Generator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _leave("error", f"{error.strerror}; free some room and run the same command again, it goes on from there", 2)
+        _leave("error", f"{error.strerror}; free some space and run the same command again; it resumes there", 2)
     except Interrupted as error:
-        going_on = str(error) or "what was done is kept, the same command goes on from there"
-        _leave("stopped", f"interrupted; {going_on}", 3)
+        note = str(error) or "what was done is kept; the same command resumes there"
+        _leave("stopped", f"interrupted; {note}", 3)
 
 
 def _leave(kind: str, message: str, code: int) -> None:

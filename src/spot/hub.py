@@ -80,7 +80,7 @@ def load_model(path: str | Path, dtype: Any = "auto") -> "PreTrainedModel":
         raise UserError(f"{path}: not a model that transformers can load ({_first_line(error)})") from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
-        # transformers fills these with random numbers and goes on.
+        # transformers fills these with random numbers and says nothing.
         raise UserError(f"{path}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")
     return model
 

@@ -32,7 +32,7 @@ def _raise(_: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             # Libraries take an error in the middle of their import for a broken installation, or abort.
-            sys.stderr.write("stopped: interrupted; what was done is kept, the same command goes on from there\n")
+            sys.stderr.write("stopped: interrupted; what was done is kept; the same command resumes there\n")
             sys.stderr.flush()
             os._exit(3)
         frame = frame.f_back

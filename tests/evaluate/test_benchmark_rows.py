@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from spot.evaluate.benchmarks.gpqa import shuffled
 
+from spot.evaluate.benchmarks.choices import shuffled
 from spot.evaluate.overlap import overlaps
 from spot.evaluate.registry import benchmark
 from spot.schema import Pair, text_of

@@ -289,7 +289,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(ledger: Ledger) -> None:
     ledger.apply([admit("a"), replied("a")])
     pages = ledger._database.execute("PRAGMA page_count").fetchone()[0]  # pyright: ignore[reportPrivateUsage]
     ledger._database.execute(f"PRAGMA max_page_count={pages}")  # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(UserError, match="full; free some room"):
+    with pytest.raises(UserError, match="full; free some space"):
         ledger.apply([Admit(Entry("b", "s", "e", "m", "i", 0, 0, "x" * 100_000, 1.0), None)])
     assert [row["key"] for row in ledger.rows()] == ["a"]
     assert ledger.spent() == (0.25, 0)

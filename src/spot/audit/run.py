@@ -123,7 +123,7 @@ def _refusal(found: Sequence[Overlap], questions: Questions, num_pairs: int) -> 
     return (
         f"{len({row.pair_id for row in found})} of {num_pairs} pairs overlap with questions of the evaluation ({told}; "
         f"for example pair {found[0].pair_id!r} with {found[0].problem_id!r}), whose accuracy will say nothing about "
-        "new questions; take those problems out and start again, or go on with --allow_overlap"
+        "new questions; drop those problems and start again, or continue with --allow_overlap"
     )
 
 

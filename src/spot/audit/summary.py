@@ -94,7 +94,7 @@ class StepChange(Part):
 
     @property
     def outcome(self) -> Literal["kept", "fixed", "new", "left"]:
-        """Right in both, mended, newly wrong, or wrong in both."""
+        """Right in both, fixed, newly wrong, or wrong in both."""
         if not self.chosen_kinds:
             return "fixed" if self.rejected_kinds else "kept"
         return "left" if self.rejected_kinds else "new"

@@ -36,7 +36,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; every error that is the user's to mend is one line and an exit code."""
+    """Run the command line; every error that is the user's to fix is one line and an exit code."""
     interrupt.install()
     # Its retries of a hub that cannot be reached would print a page before our one line.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
@@ -66,7 +66,7 @@ def run_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete the run's files first.")] = False,
     on_bad_row: OnBadRow = None,
 ) -> None:
-    """Run elicit, rectify, filter, train, evaluate and report; a stopped run goes on where it was."""
+    """Run elicit, rectify, filter, train, evaluate and report; a stopped run resumes where it stopped."""
     from spot.config import load_config
 
     overrides = [*(overrides or []), *([f"run.on_bad_row={on_bad_row}"] if on_bad_row else [])]

@@ -73,7 +73,8 @@ def audit_command(
     run_dir: Annotated[Path, typer.Argument(help="The directory of a run that has pairs.")],
     overrides: Overrides = None,
     allow_overlap: Annotated[
-        bool, typer.Option("--allow_overlap", "--allow-overlap", help="Go on where pairs are evaluation questions.")
+        bool,
+        typer.Option("--allow_overlap", "--allow-overlap", help="Continue although pairs are evaluation questions."),
     ] = False,
     skip_models: Annotated[
         bool, typer.Option("--skip_models", "--skip-models", help="Load no weights, measure no likelihoods.")

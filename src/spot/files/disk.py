@@ -58,16 +58,16 @@ class disk_errors:  # noqa: N801 (reads as a statement: `with disk_errors(path):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            mend = "free some room" if full else "mend the path or its permissions"
+            fix = "free some space" if full else "fix the path or its permissions"
             raise UserError(
-                f"{self.path}: cannot write ({error.strerror}); {mend} and run the same command again, "
-                "it goes on from what was committed"
+                f"{self.path}: cannot write ({error.strerror}); {fix} and run the same command again, "
+                "it resumes from what was committed"
             ) from error
 
 
 @contextmanager
 def locked(output: Path) -> Generator[None]:
-    """Have `output`, a file or a directory that one command makes over several goes, to this process alone."""
+    """Have `output`, a file or a directory that one command makes in several runs, to this process alone."""
     if output.exists() and not (output.is_file() or output.is_dir()):
         yield  # a pipe or a device
         return
@@ -96,8 +96,8 @@ def open_lock(path: Path) -> IO[str]:
         return open(path, "a", opener=opener)
 
 
-def lock(file: IO[str], what: Path, mend: str) -> None:
-    """Lock the open `file` for this process; `UserError`, naming `what` and `mend`, where another one has it."""
+def lock(file: IO[str], what: Path, fix: str) -> None:
+    """Lock the open `file` for this process; `UserError`, naming `what` and `fix`, where another one has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         is_gone = os.fstat(file.fileno()).st_nlink == 0
@@ -105,4 +105,4 @@ def lock(file: IO[str], what: Path, mend: str) -> None:
         is_gone = True
     if is_gone:
         file.close()
-        raise UserError(f"{what}: in use by another process; wait for it or {mend}") from None
+        raise UserError(f"{what}: in use by another process; wait for it or {fix}") from None

@@ -158,7 +158,7 @@ def _step_facts(summary: AuditSummary) -> Iterator[Fact]:
         alone, low, high = ((steps.kept + steps.new) * share for share in (mistaken.value, mistaken.low, mistaken.high))
         detail += f"; its mistakes alone would give about {alone:.0f} ({low:.0f} to {high:.0f})"
         yield Fact("errors newly introduced", prose.whole(steps.new), detail, steps.new > high)
-    yield Fact("errors mended, left", f"{prose.whole(steps.fixed)}, {prose.whole(steps.left)}", "steps")
+    yield Fact("errors fixed, left", f"{prose.whole(steps.fixed)}, {prose.whole(steps.left)}", "steps")
     yield from _judge_facts(judge)
 
 

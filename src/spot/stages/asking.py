@@ -77,7 +77,7 @@ async def answer(
             async with closed(model.generate(requests, sampling, frozenset(stored))) as groups:
                 async for group in groups:
                     replies = unanswered.sift(group)
-                    # In a thread: a model that answers over the network goes on meanwhile.
+                    # In a thread, so that a model behind a network keeps answering meanwhile.
                     attempts = await asyncio.to_thread(_judged, replies, asked, verifier, model.name, sampling)
                     file.append(attempts)
                     for attempt in attempts:

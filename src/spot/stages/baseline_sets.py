@@ -355,6 +355,6 @@ def _without(name: str) -> str:
 
 def _needed_file(path: Path, stage: str, name: str) -> Path:
     if not path.exists():
-        mend = f"; or {_without(name)}" if name else ""
-        raise UserError(f"{path}: not there yet, the stage {stage!r} makes it{mend}")
+        fix = f"; or {_without(name)}" if name else ""
+        raise UserError(f"{path}: not there yet, the stage {stage!r} makes it{fix}")
     return path

@@ -1,4 +1,4 @@
-"""`spot doctor`: what this machine can do, and what to mend. Loads torch at most, never a model; shows no key."""
+"""`spot doctor`: what this machine can do, and what to fix. Loads torch at most, never a model; shows no key."""
 
 import importlib.metadata
 import os
@@ -27,12 +27,12 @@ FILE_KEYS = ("problems.source", "elicit.attempts", "rectify.path")
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: `found` says what is there, `mend` what to do about it (empty where nothing is to be done)."""
+    """One finding: `found` says what is there, `fix` what to do about it (empty where nothing is to be done)."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def checks(
@@ -62,7 +62,7 @@ def checks(
 
 
 def print_checks(console: "Console", found: list[Check]) -> None:
-    """Show `found` as a table, with what to mend under it."""
+    """Show `found` as a table, with what to fix under it."""
     from rich.table import Table
     from rich.text import Text
 
@@ -70,8 +70,8 @@ def print_checks(console: "Console", found: list[Check]) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for check in found:
         table.add_row(Text(check.status, style[check.status]), check.name, check.found)
-        if check.mend:
-            table.add_row("", "", Text(f"-> {check.mend}", style="dim"))
+        if check.fix:
+            table.add_row("", "", Text(f"-> {check.fix}", style="dim"))
     console.print(table)
 
 
@@ -81,12 +81,12 @@ def _python() -> Check:
 
 def _package(name: str, least: tuple[int, int]) -> Check:
     wanted = ".".join(map(str, least))
-    mend = f"pip install '{name}>={wanted}'"
+    fix = f"pip install '{name}>={wanted}'"
     version = _version(name)
     if version is None:
-        return Check(name, "fail", "not installed", mend)
+        return Check(name, "fail", "not installed", fix)
     if _numbers(version) < least:
-        return Check(name, "fail", f"{version}, older than {wanted}", mend)
+        return Check(name, "fail", f"{version}, older than {wanted}", fix)
     return Check(name, "ok", version)
 
 
@@ -148,12 +148,12 @@ def _student(config: Mapping[str, Any]) -> Iterator[Check]:
     try:
         cached = isinstance(try_to_load_from_cache(model, "config.json"), str)
     except HFValidationError:
-        mend = "name a directory that is there, or a model of the hub (owner/name)"
-        yield Check("student", "fail", f"{model} is no directory and no hub name", mend)
+        fix = "name a directory that is there, or a model of the hub (owner/name)"
+        yield Check("student", "fail", f"{model} is no directory and no hub name", fix)
         return
     found = "is in the hub's cache" if cached else "is not here; it is fetched from the hub when the run starts"
-    mend = "" if cached else f"without a network there: hf download {model}"
-    yield Check("student", "ok" if cached else "warn", f"{model} {found}", mend)
+    fix = "" if cached else f"without a network there: hf download {model}"
+    yield Check("student", "ok" if cached else "warn", f"{model} {found}", fix)
 
 
 def _files(config: Mapping[str, Any]) -> Iterator[Check]:
@@ -195,15 +195,15 @@ def _endpoint(name: str, base_url: str, key_env: str | None, timeout: float) -> 
     try:
         url, key = checked_base_url(base_url), read_key(key_env)
     except UserError as error:
-        return Check(name, "fail", str(error), "mend the config or the environment")
+        return Check(name, "fail", str(error), "fix the config or the environment")
     key_note = f", key from {key_env}" if key_env else ", no key"
     try:
         with openai.OpenAI(api_key=key or "none", base_url=url, max_retries=0, timeout=timeout) as client:
             client.models.with_raw_response.list()
     except openai.APIStatusError as error:
         if error.status_code in (401, 403):
-            mend = f"set {key_env} to a valid key" if key_env else "name the key's environment variable as api_key_env"
-            return Check(name, "fail", f"{url} refuses (HTTP {error.status_code}{key_note})", mend)
+            fix = f"set {key_env} to a valid key" if key_env else "name the key's environment variable as api_key_env"
+            return Check(name, "fail", f"{url} refuses (HTTP {error.status_code}{key_note})", fix)
         # Not every server lists its models; any answer says that it is there.
         return Check(name, "ok", f"{url} answers{key_note} (its model list: HTTP {error.status_code})")
     except openai.APIConnectionError:
@@ -212,12 +212,12 @@ def _endpoint(name: str, base_url: str, key_env: str | None, timeout: float) -> 
 
 
 def _refusals(preflight: Iterable[tuple[str, Callable[[], object]]]) -> Iterator[Check]:
-    """What `spot run` would stop over at once; its own words name the place and the mend."""
+    """What `spot run` would stop over at once; its own words name the place and the fix."""
     for name, step in preflight:
         try:
             step()
         except (UserError, RunFailed) as error:
-            yield Check(name, "fail", str(error), "mend this first; spot run stops here")
+            yield Check(name, "fail", str(error), "fix this first; spot run stops here")
 
 
 def _optional() -> Iterator[Check]:

@@ -30,7 +30,7 @@ class EvaluateTasks(StepMeasure):
     `settings` are keys of a config's section `evaluate`. A step's answers and `results.json` go to
     `output_dir/step-N`, by default below the training's own output in `eval`; its scores are logged as `eval/TASK`.
 
-    A killed training goes on with the answers that it has. They belong to the weights of their step, since a checkpoint
+    A resumed training keeps the answers that it has. They belong to the weights of their step, since a checkpoint
     gives the same ones again, bit for bit, on one machine: elsewhere, with another number of threads or processes, and
     by kernels that add up in any order (some of a GPU's do), the last digits may differ, and kept answers are those of
     the first go. Under DDP the first process asks while the others wait, for `ddp_timeout` seconds at most. Raises

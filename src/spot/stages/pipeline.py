@@ -14,7 +14,7 @@ from spot.stages.preflight import preflight
 from spot.stages.provenance import commit, peak_memory, versions
 
 # What a section of the config has gone into. Before there is any of it the section may change: a stage that stopped
-# over a mistake goes on with the mended config. The reference that training keeps knows by itself what it belongs to.
+# over a mistake resumes with the fixed config. The reference that training keeps knows by itself what it belongs to.
 MADE_WITH = {
     "student": ("attempts.jsonl",),
     "elicit": ("attempts.jsonl",),

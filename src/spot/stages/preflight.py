@@ -26,7 +26,7 @@ def preflight(
         yield "student.enable_thinking", partial(_check_thinking, config)
     yield "student", partial(check_model_name, student)
     yield "problems.verifier", partial(open_verifier, config.problems)
-    # A run keeps its questions from the first go on; the lab's need no look.
+    # A run keeps its questions from the first stage on; the lab's need no check.
     if "elicit" in ahead and config.problems.source != "lab" and not (run.dir / "problems.jsonl").exists():
         yield "problems.source", partial(load_problems, config, [])
     if "rectify" in ahead:

@@ -219,5 +219,5 @@ class LedgerFile:
                 ) from error
             if "malformed" in str(error):
                 raise UserError(f"{self.path}: {error}. {_DAMAGED}") from error
-            fix = "free some room and run the same command again" if full else "check that it can be read and written"
+            fix = "free some space and run the same command again" if full else "check that it can be read and written"
             raise UserError(f"{self.path}: {error}; {fix}; what was committed is kept") from error
