@@ -79,7 +79,7 @@ def accuracies(sizes: Sequence[int], trials: int) -> Iterator[Covered]:
         errors = shares.std(axis=0, ddof=1) / n**0.5
         means = shares.mean(axis=0)
         ends = np.array([interval(float(a), float(b), n) for a, b in zip(means, errors, strict=True)]).T
-        yield Covered("from a standard error", n, samples, setting, float(held(*ends, mean).mean()))
+        yield Covered("from a standard error", n, samples, setting, float(held(ends[0], ends[1], mean).mean()))
 
 
 def changes() -> Iterator[tuple[str, float, str, float]]:
