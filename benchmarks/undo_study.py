@@ -4,8 +4,8 @@
 
 A run is OBJECTIVE:BETA:RATE. Each seed has its own pairs (the demo's loop), order of pairs and questions: in-domain
 ones, unseen templates too, none of them the demo's own. The bundled student trains on 1,000 pairs, 16 a step, 2 epochs
-(126 steps; `--pairs`), one thread. Every finished run is a line of `results.jsonl`; the table says where in-domain accuracy was
-highest and ended, where half of the peak's gain was lost, and where the watch spoke.
+(126 steps; `--pairs` takes fewer), one thread. Every finished run is a line of `results.jsonl`; the table says where
+in-domain accuracy was highest and ended, where half of the peak's gain was lost, and where the watch spoke.
 """
 
 import argparse
