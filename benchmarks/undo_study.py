@@ -4,8 +4,8 @@
 
 A run is OBJECTIVE:BETA:RATE. Each seed has its own pairs (the demo's loop), order of pairs and questions: in-domain
 ones, unseen templates too, none of them the demo's own. The bundled student trains on 1,000 pairs, 16 a step, 2 epochs
-(126 steps), one thread. Every finished run is a line of `results.jsonl`; the table says where in-domain accuracy was
-highest and ended, where half of the peak's gain was lost, and where the watch spoke.
+(126 steps; `--pairs` takes fewer), one thread. Every finished run is a line of `results.jsonl`; the table says where
+in-domain accuracy was highest and ended, where half of the peak's gain was lost, and where the watch spoke.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from rich.console import Console
 
 import spot
 from spot.config import EvaluateSection, RunConfig, load_config
-from spot.evaluate.overlap import question_words
 from spot.evaluate.registry import find_tasks
 from spot.evaluate.run import Exam
+from spot.evaluate.wording import wording
 from spot.files.store import RunDirectory, read_rows, repair
 from spot.hub import model_path
 from spot.lab.world import World
-from spot.schema import Pair, Problem
+from spot.schema import Pair, Problem, text_of
 from spot.stages.evaluate_tasks import EvaluateTasks
 from spot.stages.pipeline import run_stage
 from spot.stages.train import train_on
@@ -49,15 +49,16 @@ def pairs_of(output: Path, seed: int) -> tuple[RunConfig, list[Pair]]:
 def questions(count: int, seed: int) -> list[Problem]:
     """In-domain questions that the demo does not report on."""
     world = World.load("default")
-    reported = {tuple(question_words(row.prompt)) for row in world.problems("in_domain", "test", 400, 1)}
+    reported = {wording(text_of(row.prompt)).joined for row in world.problems("in_domain", "test", 400, 1)}
     drawn = world.problems("in_domain", "test", count, 1000 + seed)
-    return [row for row in drawn if tuple(question_words(row.prompt)) not in reported]
+    return [row for row in drawn if wording(text_of(row.prompt)).joined not in reported]
 
 
-def train(output: Path, seed: int, setting: str, count: int, every: int) -> dict[str, Any]:
+def train(output: Path, seed: int, setting: str, count: int, every: int, num_pairs: int) -> dict[str, Any]:
     """One run; its accuracies by step, and at which steps the watch spoke."""
     objective, beta, rate = setting.split(":")
     config, pairs = pairs_of(output, seed)
+    pairs = pairs[:num_pairs]
     directory = output / f"{setting.replace(':', '-')}-seed{seed}"
     changed = {"objective": objective, "beta": float(beta), "learning_rate": float(rate), "pairs_per_step": 16}
     exam = Exam(find_tasks(["in_domain"])[0], questions(count, seed), resolve("lab"))
@@ -112,6 +113,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--runs", nargs="+", default=["spot_bco:1:1e-4", "spot_bce:1:1e-4", "dpo:1:1e-4"])
     parser.add_argument("--questions", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=1000, help="pairs to train on; another number, another --output")
     parser.add_argument("--every", type=int, default=14, help="steps between measurements")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -122,7 +124,7 @@ def main() -> None:
     for seed in options.seeds:
         for setting in options.runs:
             if not any(row["seed"] == seed and row["run"] == setting for row in rows):
-                rows.append(train(options.output, seed, setting, options.questions, options.every))
+                rows.append(train(options.output, seed, setting, options.questions, options.every, options.pairs))
                 with file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(rows[-1]) + "\n")
     head = "objective | beta | rate | seed | base | peak at step | end | half lost at | heard at | chosen | shift"

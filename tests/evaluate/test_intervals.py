@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 
 from spot.evaluate import statistics
 from spot.evaluate.comparison import Change, Verdict
-from spot.evaluate.statistics import HIGH, LOW, accuracy_bounds, difference_replicates
+from spot.evaluate.statistics import HIGH, LOW, accuracy_bounds, difference_replicates, interval
 
-TRIALS = 600
-# Three binomial standard errors of a coverage of 95% in so many trials; the figures of the docstring are of more.
-SLACK = 3 * (0.95 * 0.05 / TRIALS) ** 0.5
+TRIALS = 4000  # a coverage of 95% is known to 0.35 points, one standard error
 ORDER: list[Verdict] = ["lost", "not enough evidence", "kept"]
 
 Chances = Callable[[np.random.Generator, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
@@ -67,6 +65,8 @@ DIFFERENCES = [
     Scenario(500, 16, 0, steady(0.02)),
     Scenario(500, 5, -0.02, losing(0.5, 0.02)),
 ]
+# That one more question is always right is not excluded by 198 that rarely are, so near 0 the interval is cautious.
+CAUTIOUS = [(198, 16, 0.02)]
 ACCURACIES = [(30, 1, 0.02), (30, 1, 0.1), (30, 16, 0.98), (60, 4, 0.9), (198, 16, 0.02), (198, 5, 0.5), (500, 1, 0.98)]
 
 
@@ -75,10 +75,10 @@ def fewer_replicates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "REPLICATES", 1200)
 
 
-def check(scenario: str, n: int, low: np.ndarray, high: np.ndarray, truth: float) -> None:
+def check(scenario: str, n: int, low: np.ndarray, high: np.ndarray, truth: float, highest: float = 0.98) -> None:
     coverage = float(np.mean((low <= truth + 1e-9) & (high >= truth - 1e-9)))
-    assert coverage >= 0.93 - SLACK / 2, f"{scenario}: {coverage}"
-    assert n < 198 or coverage <= 0.98 + SLACK / 2, f"{scenario}: {coverage}"
+    assert coverage >= 0.93, f"{scenario}: {coverage}"
+    assert n < 198 or coverage <= highest, f"{scenario}: {coverage}"
 
 
 @pytest.mark.parametrize("place", range(len(DIFFERENCES)))
@@ -90,7 +90,7 @@ def test_a_differences_interval_holds_the_truth(place: int) -> None:
     low, high = np.quantile(drawn, (LOW, HIGH), axis=0)
     check(str(scenario), scenario.n, low, high, scenario.truth)
     if scenario.truth == -0.02:  # the margin itself: "kept" is wrong, nominally once in forty
-        assert np.mean(low >= -0.02) <= 0.025 + SLACK / 2
+        assert np.mean(low >= -0.02) <= 0.035
 
 
 @pytest.mark.parametrize(("n", "samples", "mean"), ACCURACIES)
@@ -99,7 +99,26 @@ def test_an_accuracys_interval_holds_the_truth(n: int, samples: int, mean: float
     rng = np.random.default_rng(n * samples)
     chances, _ = steady(mean, spread)(rng, (n, TRIALS))
     low, high = accuracy_bounds(rng.binomial(samples, chances) / samples)
-    check(f"{n} x {samples}, {mean}", n, low, high, mean)
+    check(f"{n} x {samples}, {mean}", n, low, high, mean, 0.99 if (n, samples, mean) in CAUTIOUS else 0.98)
+
+
+@pytest.mark.parametrize(("n", "samples", "mean"), ACCURACIES)
+@pytest.mark.parametrize("spread", [None, 1.0])
+def test_an_interval_from_a_standard_error_holds_the_truth(
+    n: int, samples: int, mean: float, spread: float | None
+) -> None:
+    rng = np.random.default_rng(n * samples)
+    shares = rng.binomial(samples, steady(mean, spread)(rng, (n, TRIALS))[0]) / samples
+    errors = shares.std(axis=0, ddof=1) / n**0.5
+    ends = [interval(float(a), float(b), n) for a, b in zip(shares.mean(axis=0), errors, strict=True)]
+    assert np.mean([low <= mean + 1e-9 and high >= mean - 1e-9 for low, high in ends]) >= 0.93
+
+
+def test_no_spread_does_not_make_an_interval_of_no_width() -> None:
+    # Near the rule of three: none of n fell, so up to 3 in n may fall; of one unit nothing is known.
+    assert interval(1.0, 0.0, 300) == (pytest.approx(1 - 3 / 300, abs=0.001), 1.0)
+    assert interval(0.0, 0.0, 30) == (0.0, pytest.approx(3 / 30, abs=0.005))
+    assert interval(1.0, None, 1) == (0.0, 1.0)
 
 
 def change(before: np.ndarray, after: np.ndarray, samples: int) -> Change:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from spot.errors import UserError
-from spot.schema import Message
+from spot.files.store import write_rows
+from spot.schema import Message, Pair
 from spot.train.rows import read_preferences
 
 ROW = {"prompt": "a", "chosen": "b", "rejected": ""}
@@ -36,6 +37,24 @@ def test_a_completion_is_a_chosen_answer_without_a_rejected_one(tmp_path: Path) 
     path.write_text(json.dumps({"prompt": "a", "completion": "b", "chosen": "c"}))
     with pytest.raises(UserError, match=r"sft\.jsonl:1: the field 'rejected' is missing"):
         read_preferences(path)
+
+
+@pytest.mark.parametrize("column", ["prompt", "chosen", "rejected"])
+def test_a_lost_backslash_is_refused_in_any_column(column: str, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    typed = json.dumps(ROW | {column: "P"}).replace("P", r"so 3 \times 4")
+    path.write_text(json.dumps(ROW) + "\n" + typed + "\n")
+    with pytest.raises(UserError, match=r"pairs\.jsonl:2: \\times is read as a tab .*with two backslashes"):
+        read_preferences(path)
+    path.write_text(json.dumps(ROW | {column: "so 3 \\times 4,\n\tas said"}) + "\n")
+    assert getattr(read_preferences(path)[0], column) == "so 3 \\times 4,\n\tas said"
+
+
+def test_what_spot_wrote_is_read_whatever_a_model_answered(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    broken = Pair(id="a", problem_id="a", prompt="b", chosen="c", rejected="3 \times 4", change_ratio=0.1, oracle="o")
+    write_rows(path, [broken])
+    assert [row.rejected for row in read_preferences(path)] == ["3 \times 4"]
 
 
 @pytest.fixture

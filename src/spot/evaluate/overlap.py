@@ -293,16 +293,20 @@ def _nearly(own: Wording, prompt: Wording, offsets: Sequence[int]) -> float:
 
 
 def _nearest(own: Wording, window: Wording) -> Wording:
-    """The part of `window` that the fewest edits of tokens turn into the question."""
+    """The part of `window` that the fewest edits of tokens turn into the question, with its numbers where it can."""
     # Sellers' algorithm: the edit distance to all parts that end at a token, and where the nearest of them begins.
+    # An edited number costs more than all words together: of equally near parts the one with the same numbers counts.
+    number = len(own.tokens) + len(window.tokens)
+    costs = [number if token.isdigit() else 1 for token in window.tokens]
     ends = [(0, place) for place in range(len(window.tokens) + 1)]
-    for row, token in enumerate(own.tokens, start=1):
-        diagonal, ends[0] = ends[0], (row, 0)
+    for token in own.tokens:
+        cost = number if token.isdigit() else 1
+        diagonal, ends[0] = ends[0], (ends[0][0] + cost, 0)
         for place, other in enumerate(window.tokens, start=1):
-            same = diagonal if token == other else (diagonal[0] + 1, diagonal[1])
+            same = diagonal if token == other else (diagonal[0] + max(cost, costs[place - 1]), diagonal[1])
             left, above = ends[place - 1], ends[place]
             diagonal = above
-            ends[place] = min(same, (left[0] + 1, left[1]), (above[0] + 1, above[1]))
+            ends[place] = min(same, (left[0] + costs[place - 1], left[1]), (above[0] + cost, above[1]))
     last = min(range(len(ends)), key=ends.__getitem__)
     return window[ends[last][1] : last]
 

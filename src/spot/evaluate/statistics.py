@@ -39,12 +39,11 @@ ROUNDING = 1e-12
 _BLOCKS = 256
 
 NORMAL_975 = 1.959964
-# 97.5% quantiles of Student's t for 1 to 28 degrees of freedom: 2 to 29 questions.
+# 97.5% quantiles of Student's t for 1 to 28 degrees of freedom.
 STUDENT_975 = (
     *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448),
     *(2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484),
 )
-_NO_SPREAD = 1e-9  # below this a standard error is rounding, not spread
 
 
 @dataclass(frozen=True)
@@ -273,14 +272,17 @@ def _along(row: np.ndarray, like: np.ndarray) -> np.ndarray:
 def interval(mean: float, stderr: float | None, n: int) -> tuple[float, float]:
     """The 95% interval of a share in [0, 1] of which only a standard error over `n` units is known.
 
-    It is 1.96 standard errors from 30 units on and Student's t below. Where all units gave the same value, it allows
-    for the share of units that may behave otherwise although none of the n did, `1 - 0.05 ** (1 / n)`.
+    Student's t over the n units and one that nobody saw, which is 0 for the lower bound and 1 for the upper: so the
+    interval has a width where all units gave the same value, and reaches further towards the end that is further away.
     """
-    if stderr is None or stderr < _NO_SPREAD:
-        share = 1 - 0.05 ** (1 / n)
-        return mean - share * mean, mean + share * (1 - mean)
-    width = stderr * (NORMAL_975 if n >= 30 else STUDENT_975[n - 2])
-    return max(0.0, mean - width), min(1.0, mean + width)
+    squares = 0.0 if stderr is None else stderr**2 * (n - 1)  # of the units' differences from their mean, over n
+    quantile = STUDENT_975[n - 1] if n <= len(STUDENT_975) else NORMAL_975
+
+    def bound(unseen: float, side: int) -> float:
+        center = (n * mean + unseen) / (n + 1)
+        return center + side * quantile * math.sqrt((squares + (mean - unseen) ** 2 / (n + 1)) / (n + 1))
+
+    return min(max(0.0, bound(0.0, -1)), mean), max(min(1.0, bound(1.0, 1)), mean)
 
 
 def _stderr(values: Sequence[float]) -> float | None:

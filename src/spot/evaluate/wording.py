@@ -12,6 +12,15 @@ GRID = "\N{WHITE SQUARE}"
 _NO_SPACE = "\0"
 """Parts tokens, and not words: a formula without white space is one word."""
 
+# Signs and the commands of LaTeX that print them; signs that say nothing here, such as those for products, have none.
+_COMMANDS = """
+    infty pm mp div sqrt sum prod int partial in notin subset subseteq supset supseteq emptyset cup cap setminus wedge
+    vee neg forall exists angle triangle perp parallel mid nmid nabla approx equiv cong sim simeq propto oplus otimes
+    ll gg lfloor rfloor lceil rceil langle rangle implies iff leftrightarrow mapsto leftarrow
+"""
+_SIGNS = "∞±∓÷√∑∏∫∂∈∉⊂⊆⊃⊇∅∪∩∖∧∨¬∀∃∠△⊥∥∣∤∇≈≡≅∼≃∝⊕⊗≪≫⌊⌋⌈⌉⟨⟩⇒⇔↔↦←"
+_NAMED = {ord(sign): f"{_NO_SPACE}{name}{_NO_SPACE}" for sign, name in zip(_SIGNS, _COMMANDS.split(), strict=True)}
+
 # Applied in this order, to text in lower case.
 _REWRITES = tuple(
     (re.compile(pattern), by)
@@ -28,9 +37,15 @@ _REWRITES = tuple(
             r"\\(?:displaystyle|textstyle|limits|nolimits|q?quad|thinspace|hfill|noindent|par|rm|bf|it)(?![a-z])",
             _NO_SPACE,
         ),
-        (r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|operatorname\*?|mbox|boldsymbol|emph)(?![a-z])", _NO_SPACE),
+        (
+            r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf|bb|cal|scr|frak)|operatorname\*?|mbox|boldsymbol|emph)(?![a-z])",
+            _NO_SPACE,
+        ),
         (r"\\[hv](?:space|skip)\*?\{[^}]*\}", _NO_SPACE),
-        (r"\\(?:cdot|times|[lc]?dots[cbmio]?|circ|degree|ast)(?![a-z])", _NO_SPACE),
+        (r"\\(?:cdot|times|[lc]?dots[cbmio]?|circ|degree|ast|prime)(?![a-z])", _NO_SPACE),
+        (r"\\var(?=(?:epsilon|theta|pi|rho|sigma|phi|kappa)(?![a-z]))", _NO_SPACE),
+        (r"\\ell(?![a-z])", f"{_NO_SPACE}l{_NO_SPACE}"),
+        (r"\\varnothing(?![a-z])", f"{_NO_SPACE}emptyset{_NO_SPACE}"),
         (r"\\leq(?:slant)?(?![a-z])|≤", f"{_NO_SPACE}le{_NO_SPACE}"),
         (r"\\geq(?:slant)?(?![a-z])|≥", f"{_NO_SPACE}ge{_NO_SPACE}"),
         (r"\\neq(?![a-z])|≠", f"{_NO_SPACE}ne{_NO_SPACE}"),
@@ -40,6 +55,10 @@ _REWRITES = tuple(
         ("[\N{MINUS SIGN}\N{HYPHEN}\N{NON-BREAKING HYPHEN}]", "-"),
     )
 )
+# Powers and indices of a number are no digits of it.
+_RAISED = re.compile("[²³¹⁰-⁹₀-₉]+")
+# A few Greek letters are variables, more of them a word.
+_VARIABLES = re.compile(r"(?<![α-ω])[α-ω]{1,3}(?![α-ω])")
 _CELLS = re.compile(r"(?<!\S)(?:\S\s+){3,}\S(?!\S)")
 _EMPTY = re.compile(r"(?<!\S)\.(?!\S)")
 # A number; one CJK character; a word, or a letter of a formula; a sign that makes another formula of the same numbers.
@@ -98,9 +117,18 @@ def _board(run: re.Match[str]) -> str:
     return _EMPTY.sub(GRID, run[0]) if len(_EMPTY.findall(run[0])) > 2 else run[0]
 
 
+def _names(letters: re.Match[str]) -> str:
+    """The names of Greek letters as LaTeX spells them."""
+    names = (unicodedata.name(letter).rpartition(" ")[2].casefold() for letter in letters[0])
+    return "".join(f"{_NO_SPACE}{name.replace('lamda', 'lambda')}{_NO_SPACE}" for name in names)
+
+
 def wording(text: str) -> Wording:
-    """The wording of `text`: case, white space, punctuation, and LaTeX that only spaces or sizes do not count."""
-    text = unicodedata.normalize("NFKC", text).casefold().replace(_NO_SPACE, " ")
+    """The wording of `text`: case, white space, punctuation, and LaTeX that only spaces or sizes do not count; letters
+    and signs in Unicode are the commands of LaTeX that print them."""
+    text = _RAISED.sub(rf"{_NO_SPACE}\g<0>{_NO_SPACE}", text.replace(_NO_SPACE, " "))
+    text = unicodedata.normalize("NFKC", text).casefold().translate(_NAMED)
+    text = _VARIABLES.sub(_names, text)
     for pattern, by in _REWRITES:
         text = pattern.sub(by, text)
     text = _CELLS.sub(_board, text)

@@ -103,7 +103,7 @@ def read_preferences(path: Path) -> Sequence[Preference]:
     """Read a file or folder in any form that `spot.files.formats` knows.
 
     Columns are `prompt`, `chosen`, `rejected`, or `prompt`, `completion`; perhaps `id`. Where the answers
-    are conversations, all but their last turn is the prompt.
+    are conversations, all but their last turn is the prompt. A row whose LaTeX lost a backslash is an error.
 
     A name on the hub (owner/name) is read by `datasets`, its split `train`. Raises `UserError` naming file and line;
     also where there is no row at all.
@@ -112,7 +112,7 @@ def read_preferences(path: Path) -> Sequence[Preference]:
         rows = as_preferences(str(path), _from_hub(str(path)))
     else:
         seen: set[str] = set()
-        rows = [_named(row, number, seen) for number, row in numbered_rows(path, _Columns, unique=False)]
+        rows = [_named(row, number, seen) for number, row in numbered_rows(path, _Columns, by_hand=True, unique=False)]
     if not rows:
         raise UserError(f"{path}: no rows; the file must hold prompt, chosen and rejected, or prompt and completion")
     return rows

@@ -55,6 +55,12 @@ _CONGRUENT = re.compile(
 _PLAIN: list[tuple[re.Pattern[str], str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        # An array in brackets is a matrix, unless a line parts its columns.
+        (
+            r"(?:\\left\s*)?[\[(]\s*\\begin\s*\{array\}\s*\{[lcr\s]*\}((?:(?!\\begin|\\end)[\s\S])*)\\end\s*\{array\}"
+            r"\s*(?:\\right\s*)?[\])]",
+            r"\\begin{pmatrix}\1\\end{pmatrix}",
+        ),
         (r"\\mathrm\s*\{\s*d\s*\}|\\mathop\{d\}|\\dd(?![A-Za-z])", " d"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),

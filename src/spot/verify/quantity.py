@@ -27,7 +27,7 @@ _PERCENT = re.compile(
 )
 _INFINITY = re.compile(rf"{TEXT_COMMAND}\{{\s*infinity\s*\}}", re.IGNORECASE)
 _COMMON_NAME = re.compile(r"\s*\$?\s*([A-Za-z])\s*=[^=]*\Z")  # x = 1, 2
-_UNIT_COMMAND = r"\\(?:text(?:rm|normal)?|mbox|mathrm)\s*\{(?:[^{}]|\{[^{}]*\})*\}"
+_UNIT_COMMAND = r"\\(?:text(?:bf|it|rm|sf|normal)?|mbox|mathrm)\s*\{(?:[^{}]|\{[^{}]*\})*\}"
 _UNIT_TAIL = re.compile(rf"(?P<value>.*?[0-9A-Za-z}})!])(?P<space>{_SPACE})(?P<unit>{_UNIT_COMMAND}.*)", re.DOTALL)
 _UNIT_ONLY = re.compile(rf"(?:{_UNIT_COMMAND}|\^\s*\{{?\s*-?[0-9]\s*\}}?|\\[,;: ]|\\cdot|[\s/~.])+")
 _BARE_UNIT = re.compile(
