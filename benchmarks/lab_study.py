@@ -54,7 +54,7 @@ class Place:
             f"run.seed={seed}",
             "run.stages=[elicit, rectify, filter]",
             f"student.model={self.student}",
-            f"problems.world={self.world}",
+            f"problems.options={{world: {self.world}}}",
         ]
         return load_config(DEMO, [*fixed, *overrides])
 

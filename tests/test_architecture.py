@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from spot.plugin import REGISTERED, load_registered
+
 SOURCE = Path(__file__).parents[1] / "src" / "spot"
 
 # Who may be imported (anywhere in the file, functions included) from a module or package of ours.
@@ -18,26 +20,38 @@ ALLOWED = {
     "chat_template": {"errors"},
     "progress": set(),
     "objectives": set(),
-    "hub": {"errors", "lab.student"},
+    "hub": {"errors", "plugin"},
     "plugin": {"errors"},
     "files": {"errors", "schema", "files"},
     "config": {"errors", "files.settings", "schema"},
     "models": {"chat_template", "errors", "hub", "schema", "files", "models"},
     "connect4": {"errors", "progress", "schema", "files", "connect4"},
-    "verify": {"errors", "plugin", "schema", "verify", "lab.verify", "connect4.answer", "connect4.board"},
+    "verify": {"errors", "plugin", "schema", "verify", "connect4.answer", "connect4.board"},
     "pairs": {"errors", "hub", "schema", "pairs"},
     "rectify": {"errors", "files", "plugin", "schema", "models.base", "verify.base", "rectify"},
     "train": {
         *("chat_template", "errors", "files", "hub", "plugin", "progress", "schema", "objectives", "terminal", "train"),
     },
-    "evaluate": {"connect4", "errors", "files", "lab", "plugin", "schema", "stages.asking", "verify", "evaluate"},
+    "evaluate": {"connect4", "errors", "files", "plugin", "schema", "stages.asking", "verify", "evaluate"},
     "audit": {
         *("chat_template", "errors", "files", "hub", "interrupt", "progress", "schema", "config", "stages.opening"),
-        *("models.base", "models.paid", "rectify", "pairs", "evaluate", "train", "lab", "audit"),
+        *("models.base", "models.paid", "rectify", "pairs", "evaluate", "train", "plugin", "audit"),
     },
-    "lab": {"errors", "files", "schema", "models.base", "rectify", "verify", "lab"},
+    "lab": {
+        *(
+            "audit.steps",
+            "cli.shared",
+            "errors",
+            "evaluate.source",
+            "evaluate.task",
+            "files",
+            "models.base",
+            "progress",
+        ),
+        *("rectify", "schema", "terminal", "train.checkpoints", "verify", "lab"),
+    },
     "stages": {
-        *("__version__", "chat_template", "config", "errors", "evaluate", "files", "hub", "lab", "models", "pairs"),
+        *("__version__", "chat_template", "config", "errors", "evaluate", "files", "hub", "models", "pairs"),
         *("plugin", "progress", "rectify", "report", "schema", "stages", "terminal", "train", "verify", "audit"),
         "interrupt",
     },
@@ -72,6 +86,17 @@ def test_imports_point_downwards(part: str) -> None:
     for path in files:
         wrong = {name for name in imports(path) if not is_allowed(name, ALLOWED[part])}
         assert not wrong, f"{path.relative_to(SOURCE)} imports {wrong}"
+
+
+def test_the_core_names_the_lab_in_its_registry_only() -> None:
+    core = [path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).parts[0] != "lab"]
+    naming = {path.relative_to(SOURCE).as_posix() for path in core if "spot.lab" in path.read_text("utf-8")}
+    assert len(core) > 100 and naming == {"plugin.py"}
+
+
+def test_every_registered_name_leads_to_a_function() -> None:
+    for kind, names in REGISTERED.items():
+        assert all(callable(load_registered(kind, name)) for name in names)
 
 
 @pytest.mark.parametrize("name", PURE)

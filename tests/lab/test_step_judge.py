@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from spot.audit.lab_steps import LabJudge
 from spot.audit.steps import JudgedStep, error_rates, step_changes, summarise_steps
 from spot.audit.summary import PairAudit
 from spot.lab.oracle import rewrite
+from spot.lab.step_judge import LabJudge
 from spot.lab.world import Step, Story, Style, World, story_of
 from spot.schema import Attempt, Problem, Verdict
 
