@@ -49,13 +49,14 @@ def load_oracle(
             raise UserError(f"oracle {spec!r}: what it returned is no Oracle, it has no {attribute!r}; {SEE}")
     if oracle.mode not in get_args(Mode):
         raise UserError(f"oracle {spec!r}: its mode is {oracle.mode!r}; it must be one of {', '.join(get_args(Mode))}")
-    return OwnOracle(spec, oracle)
+    return OwnOracle(spec, oracle, dict(options or {}))
 
 
 class OwnOracle:
     """The user's Oracle; implements `spot.rectify.base.Oracle`."""
 
-    def __init__(self, spec: str, oracle: Any) -> None:
+    def __init__(self, spec: str, oracle: Any, options: Mapping[str, Any]) -> None:
+        self.options = options
         self.name: str = oracle.name
         self.mode: Mode = oracle.mode
         self._spec = spec
