@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,21 @@ def test_imports_point_downwards(part: str) -> None:
     for path in files:
         wrong = {name for name in imports(path) if not is_allowed(name, ALLOWED[part])}
         assert not wrong, f"{path.relative_to(SOURCE)} imports {wrong}"
+
+
+def test_no_modules_import_each_other() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        if not name.endswith("__init__"):
+            found = imports(path)
+            graph[name] = {other for other in (one.rpartition(".")[0] for one in found) if other} | found
+    graph = {name: {other for other in others if other in graph} for name, others in graph.items()}
+    # Types only.
+    graph["train.row"].discard("train.tokenize")
+    graph["models.paid.gate"].discard("models.paid.recorded")
+    assert len(graph) > 100 and sum(map(len, graph.values())) > 400
+    TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
 def test_the_core_names_the_lab_in_its_registry_only() -> None:

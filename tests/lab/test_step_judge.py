@@ -11,7 +11,8 @@ from spot.audit.steps import JudgedStep, error_rates, step_changes, summarise_st
 from spot.audit.summary import PairAudit
 from spot.lab.oracle import rewrite
 from spot.lab.step_judge import LabJudge
-from spot.lab.world import Step, Story, Style, World, story_of
+from spot.lab.stories import Step, Story, Style, story_of
+from spot.lab.world import World
 from spot.schema import Attempt, Problem, Verdict
 
 Planted = tuple[str, set[tuple[int, str]]]

@@ -19,7 +19,8 @@ from functools import cached_property
 
 from spot.audit.steps import JudgedStep
 from spot.lab.oracle import EQUATION
-from spot.lab.world import Step, Story, World, story_of
+from spot.lab.stories import Step, Story, story_of
+from spot.lab.world import World
 from spot.schema import Problem
 
 _BOX = re.compile(r"\\boxed\{\s*(-?\d+)\s*\}")
