@@ -91,7 +91,7 @@ def test_a_users_oracle_by_name(mine: str, make_failure: MakeFailure) -> None:
         ("spot_test_absent:make", "cannot import"),
         ("spot_test_my_oracles:absent", "has no 'absent'"),
         ("spot_test_my_oracles:number", "not a function"),
-        ("spot_test_my_oracles:wrong", "has no 'name'"),
+        ("spot_test_my_oracles:wrong", "did not return an Oracle, which has a 'name'"),
         ("spot_test_my_oracles:picky", "calling it failed .*needed"),
         ("spot_test_my_oracles:Odd", "its mode is 'magic'; it must be one of rewrite, patch"),
         ("spot_test_broken_oracle:make", "ZeroDivisionError"),

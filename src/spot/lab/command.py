@@ -18,7 +18,7 @@ def lab_train_command(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's own unless given.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, questions and order.")] = 0,
 ) -> None:
-    """Raise the bundled student from nothing, on its world's text. A stopped training goes on where it was."""
+    """Train the bundled student from scratch on its world's text. A stopped training resumes where it stopped."""
     from dataclasses import replace
 
     from transformers.utils import logging

@@ -1,4 +1,4 @@
-"""The lab's Oracle as a model that is prompted: it answers in any mode, and errs as often as it is told to."""
+"""The lab's Oracle as a model that is prompted: it answers in any mode, and errs at given rates."""
 
 import random
 import re

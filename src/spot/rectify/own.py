@@ -34,7 +34,7 @@ def load_oracle(
     """The Oracle that the `module:function` `spec` makes, or a registered one, called with `options`.
 
     It may return a model instead (`generate`, see `spot.models.base`), which is then prompted for corrections. The
-    working directory is searched too. Raises `UserError` where the name leads nowhere or to something that is no Oracle
+    working directory is searched too. Raises `UserError` where the name leads to nothing or not to an Oracle
     (`name`, `mode` and `correct`, see `spot.rectify.base`), `RunFailed` where the function raises. The Oracle's own
     errors become `RunFailed`s that name `spec`, the file and the line.
     """
@@ -46,7 +46,7 @@ def load_oracle(
         return oracle
     for attribute in ("name", "mode", "correct"):
         if not hasattr(oracle, attribute):
-            raise UserError(f"oracle {spec!r}: what it returned is no Oracle, it has no {attribute!r}; {SEE}")
+            raise UserError(f"oracle {spec!r}: the function did not return an Oracle, which has a {attribute!r}; {SEE}")
     if oracle.mode not in get_args(Mode):
         raise UserError(f"oracle {spec!r}: its mode is {oracle.mode!r}; it must be one of {', '.join(get_args(Mode))}")
     return OwnOracle(spec, oracle, dict(options or {}))

@@ -40,9 +40,9 @@ def stored(output: Path, failures: Mapping[str, Failure], oracle: Oracle) -> lis
     for row in rows:
         failure, what = failures.get(row.attempt_id), ""
         if failure is None or (row.oracle, row.mode) != (oracle.name, oracle.mode):
-            what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r} ({row.mode}), which is not asked for here"
+            what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r} ({row.mode}), not the one asked here"
         elif row.asked != asked(oracle, failure, row.candidate):
-            what = "answers something else than would be asked now: the attempt, the prompt or the sampling is another"
+            what = "answers another attempt, prompt, sampling or Oracle setting than today's"
         if what:
             raise UserError(f"{output}: row {row.id!r} {what}; name another file, or delete this one to start over")
     answered = [
@@ -57,7 +57,7 @@ def stored(output: Path, failures: Mapping[str, Failure], oracle: Oracle) -> lis
 
 
 def asked(oracle: Oracle, failure: Failure, candidate: int) -> str:
-    """What tells the correction of a failure from one of another answer, or asked for in other words."""
+    """A hash that tells a correction from one of another answer, or one requested in other words."""
     if isinstance(oracle, ModelOracle):
         return oracle.identity(failure, candidate)
     material: tuple[object, ...] = (failure.attempt.response, failure.problem.answer)
@@ -114,7 +114,7 @@ async def rectify(
                 unanswered.why[f"{correction.attempt_id}.{correction.candidate}"] = correction.detail
                 if isinstance(oracle, ModelOracle):
                     oracle.judged(correction, accepted=False)
-        # In a thread: an Oracle that is asked over the network goes on meanwhile.
+        # In a thread: an Oracle that is asked over the network continues meanwhile.
         rows = await asyncio.to_thread(_all_judged, corrections, open_failures, oracle, verifier)
         for row in rows:
             if row.id in seen:
