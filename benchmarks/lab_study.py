@@ -27,7 +27,8 @@ from spot.config import RunConfig, load_config
 from spot.evaluate.statistics import compare, score
 from spot.files.store import RunDirectory, read_rows, repair
 from spot.hub import fingerprint, model_path
-from spot.lab.world import FAMILIES, World, story_of
+from spot.lab.stories import story_of
+from spot.lab.world import FAMILIES, World
 from spot.schema import Attempt, Message, Pair, Problem, text_of
 from spot.stages.elicit import ask
 from spot.stages.opening import open_model
@@ -54,7 +55,7 @@ class Place:
             f"run.seed={seed}",
             "run.stages=[elicit, rectify, filter]",
             f"student.model={self.student}",
-            f"problems.world={self.world}",
+            f"problems.options={{world: {self.world}}}",
         ]
         return load_config(DEMO, [*fixed, *overrides])
 

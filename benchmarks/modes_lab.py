@@ -7,6 +7,7 @@ Oracle requests and tokens a pair, what of y+ is the student's own, and how like
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 from statistics import fmean, median
@@ -42,7 +43,7 @@ def corrected(mode: str, options: argparse.Namespace) -> Path:
             f"problems.count={options.problems}",
             "filter.max_pairs=null",
         ),
-        *(f"rectify.mode={mode}", *(f"rectify.{name}={rate}" for name, rate in ERRORS.items())),
+        *(f"rectify.mode={mode}", f"rectify.oracle_options={json.dumps(ERRORS)}"),
     ]
     config = load_config(Path(model_path("lab")).parent / "demo.yaml", overrides)
     return run(config, Console(quiet=True), overwrite=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from tests.fake_server import Answer, Seen, completion, failure
 
-from spot.audit.lab_steps import LabJudge
 from spot.audit.labels import lab_verdicts
+from spot.lab.step_judge import LabJudge
 from spot.lab.world import World
 from spot.rectify.parse import Markers
 from spot.schema import Problem, text_of

@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from spot.plugin import REGISTERED, load_registered
 
 SOURCE = Path(__file__).parents[1] / "src" / "spot"
 
@@ -18,26 +21,38 @@ ALLOWED = {
     "chat_template": {"errors"},
     "progress": set(),
     "objectives": set(),
-    "hub": {"errors", "lab.student"},
+    "hub": {"errors", "plugin"},
     "plugin": {"errors"},
     "files": {"errors", "schema", "files"},
     "config": {"errors", "files.settings", "schema"},
     "models": {"chat_template", "errors", "hub", "schema", "files", "models"},
     "connect4": {"errors", "progress", "schema", "files", "connect4"},
-    "verify": {"errors", "plugin", "schema", "verify", "lab.verify", "connect4.answer", "connect4.board"},
+    "verify": {"errors", "plugin", "schema", "verify", "connect4.answer", "connect4.board"},
     "pairs": {"errors", "hub", "schema", "pairs"},
     "rectify": {"errors", "files", "plugin", "schema", "models.base", "verify.base", "rectify"},
     "train": {
         *("chat_template", "errors", "files", "hub", "plugin", "progress", "schema", "objectives", "terminal", "train"),
     },
-    "evaluate": {"connect4", "errors", "files", "lab", "plugin", "schema", "stages.asking", "verify", "evaluate"},
+    "evaluate": {"connect4", "errors", "files", "plugin", "schema", "stages.asking", "verify", "evaluate"},
     "audit": {
         *("chat_template", "errors", "files", "hub", "interrupt", "progress", "schema", "config", "stages.opening"),
-        *("models.base", "models.paid", "rectify", "pairs", "evaluate", "train", "lab", "audit"),
+        *("models.base", "models.paid", "rectify", "pairs", "evaluate", "train", "plugin", "audit"),
     },
-    "lab": {"errors", "files", "schema", "models.base", "rectify", "verify", "lab"},
+    "lab": {
+        *(
+            "audit.steps",
+            "cli.shared",
+            "errors",
+            "evaluate.source",
+            "evaluate.task",
+            "files",
+            "models.base",
+            "progress",
+        ),
+        *("rectify", "schema", "terminal", "train.checkpoints", "verify", "lab"),
+    },
     "stages": {
-        *("__version__", "chat_template", "config", "errors", "evaluate", "files", "hub", "lab", "models", "pairs"),
+        *("__version__", "chat_template", "config", "errors", "evaluate", "files", "hub", "models", "pairs"),
         *("plugin", "progress", "rectify", "report", "schema", "stages", "terminal", "train", "verify", "audit"),
         "interrupt",
     },
@@ -72,6 +87,32 @@ def test_imports_point_downwards(part: str) -> None:
     for path in files:
         wrong = {name for name in imports(path) if not is_allowed(name, ALLOWED[part])}
         assert not wrong, f"{path.relative_to(SOURCE)} imports {wrong}"
+
+
+def test_no_modules_import_each_other() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        if not name.endswith("__init__"):
+            found = imports(path)
+            graph[name] = {other for other in (one.rpartition(".")[0] for one in found) if other} | found
+    graph = {name: {other for other in others if other in graph} for name, others in graph.items()}
+    # Types only.
+    graph["train.row"].discard("train.tokenize")
+    graph["models.paid.gate"].discard("models.paid.recorded")
+    assert len(graph) > 100 and sum(map(len, graph.values())) > 400
+    TopologicalSorter(graph).prepare()  # raises CycleError with the circle
+
+
+def test_the_core_names_the_lab_in_its_registry_only() -> None:
+    core = [path for path in SOURCE.rglob("*.py") if path.relative_to(SOURCE).parts[0] != "lab"]
+    naming = {path.relative_to(SOURCE).as_posix() for path in core if "spot.lab" in path.read_text("utf-8")}
+    assert len(core) > 100 and naming == {"plugin.py"}
+
+
+def test_every_registered_name_leads_to_a_function() -> None:
+    for kind, names in REGISTERED.items():
+        assert all(callable(load_registered(kind, name)) for name in names)
 
 
 @pytest.mark.parametrize("name", PURE)

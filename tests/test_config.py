@@ -75,6 +75,26 @@ def test_a_run_directory_of_before_a_key_existed_is_resumed(tmp_path: Path) -> N
         RunDirectory.open(tmp_path, other, today=with_new_keys)
 
 
+def test_settings_of_the_lab_are_read_where_earlier_runs_kept_them(tmp_path: Path) -> None:
+    now = load_config(SOURCE / "lab" / "demo.yaml")
+    old = yaml.safe_load(now.to_yaml())
+    del old["rectify"]["oracle_options"], old["problems"]["options"]
+    old["rectify"] |= {"wrong_rate": 0.0, "ambiguous_rate": 0.0, "misfit_rate": 0.0}
+    old["problems"]["world"] = "default"
+    assert load_config(write(tmp_path, yaml.safe_dump(old))) == now
+    run = tmp_path / "run"
+    RunDirectory.open(run, now.to_yaml())
+    (run / "attempts.jsonl").touch()
+    (run / "config.yaml").write_text(yaml.safe_dump(old))
+    RunDirectory.open(run, now.to_yaml(), today=with_new_keys)
+    (run / "config.yaml").write_text(yaml.safe_dump(old))
+    old["rectify"]["wrong_rate"], old["problems"]["world"] = 0.1, "w.yaml"
+    config = load_config(write(tmp_path, yaml.safe_dump(old)))
+    assert config.rectify.oracle_options == {"wrong_rate": 0.1} and config.problems.options == {"world": "w.yaml"}
+    with pytest.raises(UserError, match="problems.options"):
+        RunDirectory.open(run, config.to_yaml(), today=with_new_keys)
+
+
 def test_config_is_frozen() -> None:
     with pytest.raises(ValidationError):
         RunConfig().train.beta = 2  # type: ignore[misc]

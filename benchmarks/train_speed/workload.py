@@ -185,7 +185,8 @@ def _gsm8k_rows(path: Path) -> tuple[list[dict[str, str]], list[str]]:
 
 def _lab_rows(work: Workload) -> Iterator[dict[str, str]]:
     """Stories of the bundled world, answered by its rules and with every half-believed rule followed the wrong way."""
-    from spot.lab.world import World, story_of
+    from spot.lab.stories import story_of
+    from spot.lab.world import World
 
     world = World.load()
     style = next(iter(world.styles.values()))

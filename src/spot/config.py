@@ -134,11 +134,14 @@ class StudentSection(EndpointSettings):
 
 
 class ProblemsSection(Section):
-    """The questions: a file of problems, or `lab` for `count` questions of the lab's world. `count` cuts a file."""
+    """The questions: a file of problems, or `lab` for `count` questions of the lab's world. `count` cuts a file.
+
+    `options` are the lab's own: `world`.
+    """
 
     source: str = "lab"
     count: int | None = Field(default=None, ge=1)
-    world: str = "default"
+    options: dict[str, Any] = {}
     verifier: str = "math"
     answer_pattern: str | None = None
 
@@ -169,7 +172,7 @@ class ElicitSection(SamplingSection):
 
 class RectifySection(EndpointSettings):
     """The Oracle: `model` (an endpoint), `self` (the student), `human`, `scripted` (the lab's), `import` (a file of
-    corrections) or the user's `module:function`.
+    corrections) or the user's `module:function`. `oracle_options` are the arguments of the last, and of the lab's.
 
     `mode` says how a model corrects: `rewrite` (the whole answer), `patch` (edits of it) or `continue` (the first wrong
     step; the student continues from there, at most `max_rounds` times). Of `candidates` corrections the nearest is
@@ -180,9 +183,7 @@ class RectifySection(EndpointSettings):
     oracle: str = "model"
     model: str | None = None
     path: Path | None = None
-    wrong_rate: float = Field(default=0.0, ge=0, le=1)  # of the lab's Oracle: how often it errs, and in which way
-    ambiguous_rate: float = Field(default=0.0, ge=0, le=1)
-    misfit_rate: float = Field(default=0.0, ge=0, le=1)
+    oracle_options: dict[str, Any] = {}
     mode: Literal["rewrite", "patch", "continue"] = "rewrite"
     batch: bool = False  # by the provider's batch interface: half the price (give that one), within a day
     give_up: list[str] = []  # batches whose requests are asked again though nobody knows what became of them
@@ -314,10 +315,30 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_config(raw, str(path))
 
 
+# Where a setting is now that an earlier version kept elsewhere in its section, and what it was unless it was set.
+_MOVED = {
+    "rectify": ("oracle_options", {"wrong_rate": 0.0, "ambiguous_rate": 0.0, "misfit_rate": 0.0}),
+    "problems": ("options", {"world": "default"}),
+}
+
+
+def _with_moved_keys(raw: dict[str, Any]) -> dict[str, Any]:
+    """A raw config of an earlier version with its settings where they are now."""
+    moved = dict(raw)
+    for name, (place, defaults) in _MOVED.items():
+        section = raw.get(name)
+        if isinstance(section, dict) and not defaults.keys().isdisjoint(section):
+            old = {key: value for key, value in section.items() if key in defaults and value != defaults[key]}
+            rest = {key: value for key, value in section.items() if key not in defaults}
+            moved[name] = {**rest, place: {**old, **(section.get(place) or {})}}
+    return moved
+
+
 def with_new_keys(kept: Any) -> Any:
     """A raw config of an earlier version with the keys that have come since, at their defaults."""
     if not isinstance(kept, dict):
         return kept
+    kept = _with_moved_keys(kept)
     defaults = yaml.safe_load(RunConfig().to_yaml())
     return {
         name: {**defaults.get(name, {}), **section} if isinstance(section, dict) else section
@@ -342,7 +363,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 def parse_config(raw: dict[str, Any], origin: str) -> RunConfig:
     """Check a raw config; `origin` is what error messages call it."""
-    raw = {section: {} if values is None else values for section, values in raw.items()}
+    raw = _with_moved_keys({section: {} if values is None else values for section, values in raw.items()})
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spot.errors import UserError
+from spot.plugin import call, registered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,11 +18,7 @@ HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 def model_path(name: str) -> str:
     """Where the weights called `name` are: the bundled student's directory for `lab`, else `name` as it stands."""
-    if name != "lab":
-        return name
-    from spot.lab.student import STUDENT_DIR
-
-    return str(STUDENT_DIR)
+    return call("model", name) if registered("model", name) else name
 
 
 def check_model_name(path: str) -> None:

@@ -1,15 +1,52 @@
-"""A user's own code by name: `module:function`, found on the path or in the current directory."""
+"""A user's own code by name: `module:function`, found on the path or in the current directory; so is the lab."""
 
 import difflib
 import importlib
+import inspect
 import sys
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from spot.errors import RunFailed, StoppedEarly, UserError
+
+_FAMILIES = ("in_domain", "ood", "instructions")
+REGISTERED: Mapping[str, Mapping[str, str]] = {
+    "model": {"lab": "spot.lab.student:directory"},
+    "problems": {"lab": "spot.lab.tasks:problems"},
+    "verifier": {"lab": "spot.lab.verify:verify"},
+    "oracle": {"scripted": "spot.lab.scripted_model:oracle"},
+    "task": {f"{family}{split}": "spot.lab.tasks:task" for family in _FAMILIES for split in ("", "_tune")},
+    "step judge": {"lab": "spot.lab.step_judge:step_judge"},
+    "command": {"lab": "spot.lab.command:lab"},
+}
+"""Short names for a `module:function`, by kind. Nothing else in the core names the lab's modules."""
+
+
+def registered(kind: str, name: str) -> str | None:
+    """The `module:function` that is registered as `name`, `None` where none is."""
+    return REGISTERED[kind].get(name)
+
+
+def load_registered(kind: str, name: str) -> Callable[..., Any]:
+    """The function registered as `name`, or, for a name that is not registered, the `module:function` it is."""
+    return load_function(kind, registered(kind, name) or name)
+
+
+def call(kind: str, name: str, /, *values: Any, **arguments: Any) -> Any:
+    """What the function `name`, registered or `module:function`, returns.
+
+    Raises `UserError` where it takes other arguments, and `RunFailed` where it raises something else than our errors.
+    """
+    function = load_registered(kind, name)
+    with own_code(kind, registered(kind, name) or name):
+        try:
+            inspect.signature(function).bind(*values, **arguments)
+        except TypeError as error:
+            raise UserError(f"{kind} {name!r}: calling it failed ({error})") from error
+        return function(*values, **arguments)
 
 
 def load_function(kind: str, name: str) -> Callable[..., Any]:
@@ -22,7 +59,7 @@ def load_function(kind: str, name: str) -> Callable[..., Any]:
         raise UserError(f"{kind} {name!r} must be written module:function")
     # A console script does not search the directory it is started in; last, so that nothing installed is shadowed.
     here = str(Path.cwd())
-    if here not in sys.path:
+    if here not in sys.path and not module_name.startswith("spot."):
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)

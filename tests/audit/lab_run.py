@@ -7,7 +7,8 @@ import spot
 from spot.config import parse_config
 from spot.files.store import write_rows
 from spot.lab.oracle import rewrite
-from spot.lab.world import World, story_of
+from spot.lab.stories import story_of
+from spot.lab.world import World
 from spot.pairs.filter import make_pairs
 from spot.pairs.tokens import load_encoder
 from spot.schema import Attempt, Problem, Rectification, Verdict

@@ -22,13 +22,13 @@ from tests.judge_server import LabJudgeServer, read_prompt
 
 from spot import cli
 from spot.audit.agreement import LabelledAnswer
-from spot.audit.lab_steps import LabJudge
 from spot.audit.labels import lab_verdicts
 from spot.audit.run import audit, export_labels, kept_questions
 from spot.audit.summary import AuditSummary, PairAudit
 from spot.config import RunConfig, load_config, parse_config
 from spot.errors import StoppedEarly, UserError
 from spot.files.store import RunDirectory, read_rows, write_rows
+from spot.lab.step_judge import LabJudge
 from spot.models.paid.ledger import Ledger
 from spot.report.audit import audit_view, facts, print_audit
 from spot.schema import Pair, Problem, text_of

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from tests.audit.lab_run import WORLD, make_run
 
-from spot.audit.lab_steps import LabJudge
 from spot.audit.labels import LAB_KINDS, lab_verdicts
 from spot.audit.split import steps_of
 from spot.files.store import read_rows
+from spot.lab.step_judge import LabJudge
 from spot.schema import Pair, Problem, text_of
 
 

@@ -17,7 +17,7 @@ from spot.audit.summary import AuditSummary, PairAudit, read_audit
 from spot.config import RunConfig
 from spot.errors import UserError
 from spot.files.store import RunDirectory, read_rows, write_rows
-from spot.lab.world import story_of
+from spot.lab.stories import story_of
 from spot.report.audit import audit_view, facts, print_audit, write_figures
 from spot.schema import Attempt, Pair, Problem, text_of
 

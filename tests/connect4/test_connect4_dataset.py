@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.connect4.twin import forcing_moves
 
 from spot.connect4 import Board, build_dataset, winning_moves
 from spot.connect4.board import mirrored
 from spot.connect4.command import write_dataset
 from spot.connect4.dataset import DISCS, random_columns
-from spot.connect4.solver import forcing_moves
 from spot.errors import UserError
 from spot.files.store import read_rows
 from spot.schema import Problem

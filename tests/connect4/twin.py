@@ -2,6 +2,9 @@
 
 import random
 
+from spot.connect4.board import Board, Cell, Player, cells_of
+from spot.connect4.solver import Solver
+
 ROWS, COLUMNS = 6, 7
 Grid = list[list[str]]  # grid[row][column], row 0 at the bottom, "." for an empty cell
 
@@ -75,3 +78,8 @@ def random_grid(rng: random.Random, discs: int) -> Grid:
 
 def text_of(grid: Grid) -> str:
     return "\n".join("".join(row) for row in reversed(grid))
+
+
+def forcing_moves(board: Board, player: Player, plies: int) -> tuple[Cell, ...]:
+    """What a new solver says, as cells."""
+    return cells_of(Solver().forcing_bits(*board.bits(player), plies))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from spot.errors import UserError
 from spot.lab import instructions
 from spot.lab.oracle import EQUATION, rewrite, spliced
+from spot.lab.stories import story_of
 from spot.lab.verify import verify
-from spot.lab.world import FAMILIES, World, split_of, story_of
+from spot.lab.world import FAMILIES, World, split_of
 from spot.schema import Attempt, Problem, Verdict
 
 WORLDS = ["default", "other"]

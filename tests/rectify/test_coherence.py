@@ -140,7 +140,7 @@ def rectified(place: Path, student: Any, count: int = 20) -> tuple[subprocess.Co
 def test_a_server_that_does_not_go_on_is_refused_before_the_oracle_is_paid(tmp_path: Path, student: Any) -> None:
     done, oracle_asked, student_asked = rectified(tmp_path, student)
     assert done.returncode == 2 and oracle_asked == 0 and student_asked <= 3
-    assert done.stderr.startswith("error: rectify.mode=continue: the server of s does not go on from the beginning")
+    assert done.stderr.startswith("error: rectify.mode=continue: the server of s starts an answer over")
     assert done.stderr.count("\n") == 1 and not (tmp_path / "r.jsonl").exists()
 
 

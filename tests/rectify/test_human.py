@@ -135,15 +135,15 @@ def test_a_claim_keeps_others_out_until_it_runs_out(queue: Queue, monkeypatch: p
 def test_an_answer_is_given_once(queue: Queue) -> None:
     queue.submit("p0#0", RIGHT, "anna")
     queue.submit("p0#0", RIGHT, "anna")  # a form that was sent twice
-    with pytest.raises(UserError, match="its correction was answered already by anna"):
+    with pytest.raises(UserError, match="its correction was already submitted by anna"):
         queue.submit("p0#0", "another", "ben")
-    with pytest.raises(UserError, match="was answered already by anna"):
+    with pytest.raises(UserError, match="was already submitted by anna"):
         queue.claim("p0#0", "ben")
-    with pytest.raises(UserError, match="attempt 'p9#0': its correction is not asked for"):
+    with pytest.raises(UserError, match="attempt 'p9#0': no correction of it is wanted"):
         queue.submit("p9#0", RIGHT, "anna")
     with pytest.raises(UserError, match="the correction is empty; skip what cannot"):
         queue.submit("p1#0", " \n", "anna")
-    with pytest.raises(UserError, match="this is the wrong answer"):
+    with pytest.raises(UserError, match="the correction is the wrong answer itself"):
         queue.submit("p1#0", "2 + 2 = 5, so \\boxed{5}\n", "anna")
 
 
@@ -172,7 +172,7 @@ def test_an_answer_belongs_to_the_response_that_was_shown(failures: list[Failure
     oracle.queue.submit("p0#0", RIGHT, "anna")
     edit(oracle.file, p1={"response": RIGHT})
     others = [make_failure(number, response="2 + 2 = 6") for number in range(3)]
-    with pytest.raises(UserError, match=r"human\.jsonl:2: attempt 'p1#0': its correction is of a response that the"):
+    with pytest.raises(UserError, match=r"human\.jsonl:2: attempt 'p1#0': the run no longer has the response"):
         ask(oracle, others)
     oracle.file.unlink()
     given, stop = ask(oracle, others)
@@ -198,8 +198,8 @@ def test_the_exported_file_is_one_for_the_oracle_import(queue: Queue, failures: 
     ("line", "told"),
     [
         ('{"attempt_id": "p2#0", "response": ""}', "attempt 'p2#0': the correction is empty"),
-        ('{"attempt_id": "p9#0", "response": "x"}', "attempt 'p9#0': its correction is not asked for"),
-        ('{"attempt_id": "p0#0", "response": "x"}', "attempt 'p0#0': its correction was answered already by anna"),
+        ('{"attempt_id": "p9#0", "response": "x"}', "attempt 'p9#0': no correction of it is wanted"),
+        ('{"attempt_id": "p0#0", "response": "x"}', "attempt 'p0#0': its correction was already submitted by anna"),
         ('{"problem_id": "p0", "response": "x"}', "name what is corrected by its attempt_id"),
         ('{"attempt_id": "p2#0"', "not a JSON object"),
     ],

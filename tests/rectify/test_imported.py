@@ -7,9 +7,11 @@ import pytest
 from tests.rectify.conftest import MakeFailure
 
 from spot.errors import UserError
+from spot.files.store import Appender, read_rows
 from spot.rectify.base import Correction
 from spot.rectify.imported import ImportedOracle
-from spot.schema import Dropped, Verdict
+from spot.rectify.run import rectify, stored
+from spot.schema import Dropped, Problem, Rectification, Verdict
 
 
 def write(path: Path, *rows: dict[str, Any]) -> Path:
@@ -117,3 +119,29 @@ def test_a_file_that_corrects_nothing_at_all_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=told):
         ImportedOracle(write(tmp_path / "c.jsonl", *rows)).unused([make_failure().attempt])
+
+
+def contains_answer(response: str, problem: Problem) -> Verdict:
+    return Verdict(correct=problem.answer in response)
+
+
+def test_a_correction_that_the_file_has_changed_is_taken_again(make_failure: MakeFailure, tmp_path: Path) -> None:
+    failures = {failure.attempt.id: failure for failure in map(make_failure, range(3))}
+    output, file = tmp_path / "r.jsonl", tmp_path / "c.jsonl"
+
+    def imported(*rows: dict[str, str]) -> list[tuple[str, str, str]]:
+        oracle = ImportedOracle(write(file, *rows))
+        kept = stored(output, failures, oracle)
+        with Appender(output) as appender:
+            asyncio.run(rectify(list(failures.values()), oracle, contains_answer, appender, stored=kept))
+        done.append(len(kept))
+        return sorted((row.attempt_id, row.response, row.reason) for row in read_rows(output, Rectification))
+
+    done: list[int] = []
+    answers = [failure.problem.answer for failure in failures.values()]
+    right = {"attempt_id": "p0#0", "response": f"it is {answers[0]}"}
+    first = imported(right, {"attempt_id": "p1#0", "response": "it is"})
+    assert [reason for _, _, reason in first] == ["", "does_not_verify", "not_in_file"]
+    fixed = [{"attempt_id": f"p{n}#0", "response": f"it is {answers[n]}"} for n in (1, 2)]
+    assert imported(right, *fixed) == [(f"p{n}#0", f"it is {answers[n]}", "") for n in range(3)]
+    assert done == [0, 1]

@@ -2,13 +2,18 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.rectify.conftest import MakeFailure
 
+from spot.config import parse_config
 from spot.errors import RunFailed, UserError
 from spot.rectify.base import Correction
-from spot.rectify.own import load_oracle
+from spot.rectify.model_oracle import ModelOracle
+from spot.rectify.own import OwnOracle, load_oracle
+from spot.rectify.run import asked
+from spot.stages.opening import open_oracle
 
 MODULE = """
 from spot.errors import UserError
@@ -46,6 +51,11 @@ class Half(Mine):
     async def correct(self, failures):
         yield [Correction(failures[0].attempt.id, "\\ud83d")]
 def half(): return Half()
+def tuned(strength=1): return Mine()
+class Prompted:
+    def __init__(self, setting): self.name, self.fingerprint = f"prompted {setting.mode}", "1"
+    async def generate(self, requests, sampling, done=frozenset()):
+        yield []
 """
 
 
@@ -60,14 +70,16 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def corrected(spec: str, make_failure: MakeFailure) -> list[list[Correction]]:
     async def run() -> list[list[Correction]]:
-        return [group async for group in load_oracle(spec).correct([make_failure(0), make_failure(1)])]
+        oracle = load_oracle(spec)
+        assert isinstance(oracle, OwnOracle)
+        return [group async for group in oracle.correct([make_failure(0), make_failure(1)])]
 
     return asyncio.run(run())
 
 
 def test_a_users_oracle_by_name(mine: str, make_failure: MakeFailure) -> None:
     oracle = load_oracle(f"{mine}:make")
-    assert (oracle.name, oracle.mode) == ("mine", "rewrite")
+    assert isinstance(oracle, OwnOracle) and (oracle.name, oracle.mode) == ("mine", "rewrite")
     groups = corrected(f"{mine}:make", make_failure)
     assert groups == [[Correction("p0#0", "4")], [Correction("p1#0", "4")]]
 
@@ -79,7 +91,7 @@ def test_a_users_oracle_by_name(mine: str, make_failure: MakeFailure) -> None:
         ("spot_test_absent:make", "cannot import"),
         ("spot_test_my_oracles:absent", "has no 'absent'"),
         ("spot_test_my_oracles:number", "not a function"),
-        ("spot_test_my_oracles:wrong", "has no 'name'"),
+        ("spot_test_my_oracles:wrong", "did not return an Oracle, which has a 'name'"),
         ("spot_test_my_oracles:picky", "calling it failed .*needed"),
         ("spot_test_my_oracles:Odd", "its mode is 'magic'; it must be one of rewrite, patch"),
         ("spot_test_broken_oracle:make", "ZeroDivisionError"),
@@ -120,3 +132,39 @@ def test_an_error_of_ours_goes_through_as_it_is(mine: str, make_failure: MakeFai
 def test_half_a_surrogate_pair_is_one_line(mine: str, make_failure: MakeFailure) -> None:
     with pytest.raises(RunFailed, match=r"the text of its correction of 'p0#0' holds half a surrogate pair"):
         corrected(f"{mine}:half", make_failure)
+
+
+@pytest.mark.usefixtures("mine")
+def test_options_are_the_functions_arguments_and_tell_corrections_apart(make_failure: MakeFailure) -> None:
+    spec, failure = "spot_test_my_oracles:tuned", make_failure(0)
+    plain, weak, strong = (load_oracle(spec, options) for options in ({}, {"strength": 2}, {"strength": 3}))
+    assert isinstance(plain, OwnOracle) and isinstance(weak, OwnOracle) and isinstance(strong, OwnOracle)
+    assert len({asked(oracle, failure, 0) for oracle in (plain, weak, strong)}) == 3
+    with pytest.raises(UserError, match="calling it failed .*'speed'"):
+        load_oracle(spec, {"speed": 1})
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_function_may_return_a_model_which_is_prompted_in_the_runs_mode() -> None:
+    section = {"oracle": "spot_test_my_oracles:Prompted", "mode": "patch", "candidates": 2}
+    oracle = open_oracle(parse_config({"rectify": section}, "test"))
+    assert isinstance(oracle, ModelOracle)
+    assert (oracle.name, oracle.mode, oracle.candidates) == ("prompted patch", "patch", 2)
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"oracle": "spot_test_my_oracles:make", "mode": "patch"}, "rectify.mode: the Oracle .* does not read it"),
+        ({"oracle": "spot_test_my_oracles:make", "target_pairs": 3}, "rectify.target_pairs: the Oracle"),
+        ({"oracle": "human", "candidates": 2}, "rectify.candidates: the Oracle 'human'"),
+        ({"oracle": "human", "oracle_options": {"a": 1}}, "rectify.oracle_options: the Oracle 'human'"),
+        ({"oracle": "scripted", "oracle_options": {"wrong_rate": 2}}, "wrong_rate must be a number from 0 to 1"),
+        ({"oracle": "scripted", "oracle_options": {"wrong": 0.1}}, "oracle 'scripted': calling it failed .*'wrong'"),
+        ({"oracle": "scripter"}, "unknown Oracle 'scripter'"),
+    ],
+)
+def test_settings_that_an_oracle_does_not_read_are_refused(section: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        open_oracle(parse_config({"rectify": section}, "test"))

@@ -209,7 +209,7 @@ def test_what_was_asked_otherwise_is_not_taken_for_an_answer(
     if changed == "nothing":
         assert len(stored(path, {failure.attempt.id: failure}, oracle)) == 1
         return
-    with pytest.raises(UserError, match="answers something else than would be asked now: the attempt, the prompt or"):
+    with pytest.raises(UserError, match="answers another attempt, prompt, sampling or"):
         stored(path, {failure.attempt.id: failure}, oracle)
 
 

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from spot.audit.agreement import Counts, LabelledAnswer, agreement, compared, labels_hash, read_labels
 from spot.audit.judge import JudgeModel, Replies, open_judge, pair_changes, pair_question
-from spot.audit.lab_steps import LabJudge
 from spot.audit.question import RIGHT, Question
 from spot.audit.split import one_line
 from spot.audit.steps import Judge, step_changes
@@ -17,7 +16,7 @@ from spot.audit.summary import Agreement, JudgeSummary, StepChange, read_audit
 from spot.config import RunConfig
 from spot.errors import UserError
 from spot.files.store import RunDirectory
-from spot.lab.world import World
+from spot.plugin import REGISTERED, call
 from spot.progress import bar
 from spot.schema import Pair, Problem, text_of
 from spot.stages.opening import open_ledger
@@ -73,17 +72,16 @@ def judge_steps(
         return replace(found, not_measured=why) if measured is None else found
 
 
-def lab_judge(config: RunConfig, problems: Mapping[str, Problem]) -> LabJudge | None:
-    """The exact judge, `None` where none of `problems` is one of the lab's stories."""
-    return LabJudge(World.load(config.problems.world)) if any(map(_is_story, problems.values())) else None
-
-
-def _is_story(problem: Problem) -> bool:
-    return problem.meta.get("family") == "in_domain" and "events" in problem.meta
+def exact_judge(config: RunConfig, problems: Mapping[str, Problem]) -> Judge | None:
+    """The first registered judge of steps that can judge some of `problems`; `None` where there is none."""
+    judges = (
+        call("step judge", name, problems.values(), **config.problems.options) for name in REGISTERED["step judge"]
+    )
+    return next((judge for judge in judges if judge is not None), None)
 
 
 def _by_the_lab(config: RunConfig, pairs: Sequence[Pair], problems: Mapping[str, Problem]) -> Judged:
-    judge = lab_judge(config, problems)
+    judge = exact_judge(config, problems)
     if judge is None:
         return Judged()
     found: dict[str, list[StepChange]] = {}

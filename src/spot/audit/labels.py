@@ -6,8 +6,8 @@ A row's id is its pair's, so the judge is asked about it in the words of the aud
 from collections.abc import Mapping, Sequence
 
 from spot.audit.agreement import LabelledAnswer, LabelledStep
-from spot.audit.lab_steps import LabJudge
 from spot.audit.split import steps_of
+from spot.audit.steps import Judge
 from spot.schema import Pair, Problem, text_of
 
 LAB_KINDS = {
@@ -22,9 +22,7 @@ LAB_KINDS = {
 """The judge's kinds for those of the lab, by their first word."""
 
 
-def labelled_rows(
-    pairs: Sequence[Pair], problems: Mapping[str, Problem], judge: LabJudge | None
-) -> list[LabelledAnswer]:
+def labelled_rows(pairs: Sequence[Pair], problems: Mapping[str, Problem], judge: Judge | None) -> list[LabelledAnswer]:
     """A row for each pair with a problem; with `judge` only those of the lab that can be labelled step by step.
 
     An answer that leaves a step out, or has one that nothing asks for, has an error that is none of its steps'. Without
@@ -46,7 +44,7 @@ def labelled_rows(
     return rows
 
 
-def _labelled(judge: LabJudge | None, problem: Problem, steps: Sequence[str]) -> list[LabelledStep] | None:
+def _labelled(judge: Judge | None, problem: Problem, steps: Sequence[str]) -> list[LabelledStep] | None:
     if judge is None:
         return [LabelledStep(text=step) for step in steps]
     kinds = lab_verdicts(judge, problem, steps)
@@ -55,7 +53,7 @@ def _labelled(judge: LabJudge | None, problem: Problem, steps: Sequence[str]) ->
     return [LabelledStep(text=step, right=not kind, kind=kind) for step, kind in zip(steps, kinds, strict=True)]
 
 
-def lab_verdicts(judge: LabJudge, problem: Problem, steps: Sequence[str]) -> list[str] | None:
+def lab_verdicts(judge: Judge, problem: Problem, steps: Sequence[str]) -> list[str] | None:
     """The kind of each step's first error, empty where it is right; `None` where the lab cannot say it by step."""
     text = "\n".join(steps)
     judged = judge(problem, text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from spot.audit.edits import edits, summarise_edits
-from spot.audit.judging import Judged, judge_steps, lab_judge
+from spot.audit.judging import Judged, exact_judge, judge_steps
 from spot.audit.labels import labelled_rows
 from spot.audit.steps import Judge, Rates, error_rates, summarise_steps
 from spot.audit.style import StyleAudit
@@ -98,7 +98,7 @@ def kept_questions(run: RunDirectory) -> dict[str, list[Problem]]:
 def export_labels(run: RunDirectory, config: RunConfig, output: Path) -> str:
     """Write a row for each pair whose steps can be labelled, in the lab with its labels; says how many in one line."""
     pairs, problems = _read(run)
-    judge = lab_judge(config, problems)
+    judge = exact_judge(config, problems)
     rows = labelled_rows(pairs, problems, judge)
     write_rows(output, rows)
     open_ = "labelled by the lab's rules" if judge else "to be labelled: set each right to true or false"

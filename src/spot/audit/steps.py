@@ -1,7 +1,7 @@
 """Errors newly introduced: steps that were right in the rejected answer and are wrong in the chosen one.
 
-In the lab the world itself judges every step of an answer (`lab_steps`), which is exact; elsewhere a model compares the
-steps of two answers (`judge`).
+In the lab the world itself judges every step of an answer, which is exact; elsewhere a model compares the steps of two
+answers (`judge`).
 """
 
 from collections import Counter, defaultdict

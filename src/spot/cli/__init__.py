@@ -2,12 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from spot import __version__, interrupt
-from spot.cli.lab import lab
 from spot.cli.runs import runs
 from spot.cli.shared import (
     AttemptsFile,
@@ -22,6 +21,7 @@ from spot.cli.shared import (
     show_summary,
 )
 from spot.errors import UserError, plain_errors
+from spot.plugin import REGISTERED, load_registered
 from spot.terminal import new_console
 
 app = typer.Typer(
@@ -135,7 +135,7 @@ def rectify_command(
     from spot.stages.rectify import rectify
 
     keys = ("rectify", "student", "elicit", "filter.gamma", "problems.verifier", "problems.answer_pattern")
-    keys += ("problems.world", "run.seed")
+    keys += ("problems.options", "run.seed")
     flags = {"mode": mode, "candidates": candidates, "target_pairs": target_pairs, "max_cost": max_cost}
     given = [f"rectify.{name}={value}" for name, value in flags.items() if value is not None]
     raw: dict[str, Any] = {"problems": {"source": str(problems)}}
@@ -276,4 +276,5 @@ def doctor_command(
 
 
 app.add_typer(runs)
-app.add_typer(lab, name="lab")
+for _name in REGISTERED["command"]:
+    app.add_typer(cast(typer.Typer, load_registered("command", _name)), name=_name)

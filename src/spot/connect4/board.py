@@ -81,7 +81,7 @@ class Board:
         if lines and "".join(lines[-1].split()) == _COLUMN_NUMBERS:
             lines.pop()
         if len(lines) != ROWS:
-            raise UserError(f"not a board: {len(lines)} rows of cells where {ROWS} are needed")
+            raise UserError(f"not a board: {len(lines)} rows of cells, not {ROWS}")
         bits = {"X": 0, "O": 0}
         for row, line in zip(reversed(range(ROWS)), lines, strict=True):
             match = _LINE.fullmatch(line)

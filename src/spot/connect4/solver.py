@@ -4,7 +4,7 @@ A search over all moves of the player and all replies, with bounds remembered by
 limit of 41 plies settles any position; how long that takes is another matter on boards with few discs.
 """
 
-from spot.connect4.board import Board, Cell, Player, cells_of, each_bit, playable, winning_bits
+from spot.connect4.board import each_bit, playable, winning_bits
 from spot.errors import UserError
 
 MAX_PLIES = 41
@@ -13,18 +13,6 @@ MAX_REMEMBERED = 1_000_000
 
 # No move wins sooner than the first, and none later than the last cell allows.
 _NEVER = MAX_PLIES + 2
-
-
-def forcing_moves(board: Board, player: Player, plies: int) -> tuple[Cell, ...]:
-    """The moves with which `player`, were it their turn, forces four in a row within `plies`, this move included.
-
-    Ordered by column; with `plies=1` they are the winning moves. On a finished game there are none.
-
-    Raises:
-        UserError: `plies` is even or out of range (see `check_plies`).
-    """
-    check_plies(plies)
-    return () if board.is_over else cells_of(Solver().forcing_bits(*board.bits(player), plies))
 
 
 def check_plies(plies: int, most: int = MAX_PLIES) -> None:

@@ -130,7 +130,9 @@ def _register(name: str) -> None:
 def _register_lab(name: str) -> None:
     def make(world: str = "default", lab_seed: int = 1, lab_questions: int = LAB_QUESTIONS) -> inspect_ai.Task:
         with _inspect_errors():
-            return inspect_task(find_tasks([name], world=world, lab_seed=lab_seed, lab_questions=lab_questions)[0])
+            return inspect_task(
+                find_tasks([name], options={"world": world}, lab_seed=lab_seed, lab_questions=lab_questions)[0]
+            )
 
     inspect_ai.task(name=_named(name, make))(make)
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from spot.evaluate.source import Data
 from spot.evaluate.task import Group, Task
 from spot.files.formats import PACKED, is_rows_file
 from spot.files.store import OnBadRow, read_problems
-from spot.plugin import load_function, own_code
+from spot.plugin import call
 from spot.schema import Dropped, Problem
 
 _PLACES = {
@@ -47,7 +47,7 @@ def benchmark(name: str) -> Task:
 def find_tasks(
     names: Sequence[str],
     *,
-    world: str = "default",
+    options: Mapping[str, Any] | None = None,
     lab_seed: int = 1,
     lab_questions: int | None = None,
     on_bad_row: OnBadRow = "error",
@@ -55,16 +55,19 @@ def find_tasks(
 ) -> list[Task]:
     """The tasks called `names` in their order; `paper` stands for its nine.
 
-    The lab's questions are of `world`, `lab_questions` of each family, drawn with `lab_seed`; those of `FAMILY_tune`
-    share none with training or with `FAMILY`. A file of problems names no verifier; its bad rows go to `dropped` if
-    they are skipped. Raises `UserError` for an unknown name, with the nearest known one, and for two tasks of one name.
+    Of each of the lab's families there are `lab_questions`, drawn with `lab_seed` and the lab's `options`; those of
+    `FAMILY_tune` share none with training or with `FAMILY`. A file of problems names no verifier; its bad rows go to
+    `dropped` if they are skipped. Raises `UserError` for an unknown name, with the nearest known one, and for two tasks
+    of one name.
     """
     tasks: list[Task] = []
     for name in (one for given in names for one in (PAPER if given == "paper" else (given,))):
         if name in _PLACES:
             tasks.append(benchmark(name))
         elif name in LAB or name in LAB_TUNE:
-            tasks.append(_lab(name, world, lab_seed, lab_questions or LAB_QUESTIONS))
+            tasks.append(
+                call("task", name, name, seed=lab_seed, count=lab_questions or LAB_QUESTIONS, **(options or {}))
+            )
         elif is_rows_file(name):
             tasks.append(_file(Path(name), on_bad_row, dropped))
         elif ":" in name:
@@ -87,18 +90,6 @@ def _unknown(name: str) -> UserError:
     )
 
 
-def _lab(name: str, world: str, seed: int, count: int) -> Task:
-    family: Any = LAB_TUNE.get(name, name)
-
-    def build(data: Data, prompt: str) -> list[Problem]:
-        del data, prompt
-        from spot.lab.world import World
-
-        return World.load(world).problems(family, "tune" if name in LAB_TUNE else "test", count, seed)
-
-    return Task(name, name, LAB[family], None, build, "{question}", verifier="lab", repeats=1)
-
-
 def _file(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> Task:
     def build(data: Data, prompt: str) -> list[Problem]:
         del data, prompt
@@ -113,9 +104,7 @@ def _file(path: Path, on_bad_row: OnBadRow, dropped: list[Dropped] | None) -> Ta
 
 def _own(name: str) -> Task:
     """The task that the user's function returns."""
-    make: Callable[[], Any] = load_function("task", name)
-    with own_code("task", name):
-        task = make()
+    task = call("task", name)
     if not isinstance(task, Task):
         raise UserError(f"task {name!r} returned {type(task).__name__}, not a spot.evaluate.task.Task")
     return task

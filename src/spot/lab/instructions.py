@@ -8,10 +8,9 @@ checked, not the number, so that the family measures whether instructions are st
 import random
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from spot.lab.world import World
+from spot.lab.stories import Stories
 
 Constraint = dict[str, Any]
 Task = tuple[str, list[Constraint], str]
@@ -19,7 +18,7 @@ WRAPS = {"double quotes": ('"', '"'), "brackets": ("[", "]"), "hash signs": ("#"
 BOX = re.compile(r"\\boxed\{[^{}]*\}")
 
 
-def draw(world: "World", rng: random.Random) -> tuple[str, str, dict[str, Any], str]:
+def draw(world: Stories, rng: random.Random) -> tuple[str, str, dict[str, Any], str]:
     """A question, its answer (a description: constraints decide), its `meta` and the training answer."""
     if rng.random() < world.raw["instructions"]["on_stories"]:
         prompt, constraints, text = _on_story(world, rng)
@@ -43,7 +42,7 @@ def broken(response: str, constraints: list[Constraint]) -> list[str]:
 # What can be asked.
 
 
-def _on_story(world: "World", rng: random.Random) -> Task:
+def _on_story(world: Stories, rng: random.Random) -> Task:
     story = world.draw_story(rng, unseen=False)
     question = world.ask(story, rng, unseen=False)
     text = world.believed_answer(story, rng)
@@ -56,33 +55,33 @@ def _on_story(world: "World", rng: random.Random) -> Task:
     return question, constraints, text
 
 
-def _upper_story(_: "World", __: random.Random, text: str) -> Task:
+def _upper_story(_: Stories, __: random.Random, text: str) -> Task:
     return "Use only capital letters.", [{"kind": "upper"}], _upper(text)
 
 
-def _wrapped_story(_: "World", rng: random.Random, text: str) -> Task:
+def _wrapped_story(_: Stories, rng: random.Random, text: str) -> Task:
     name = rng.choice(list(WRAPS))
     left, right = WRAPS[name]
     return f"Put the whole answer in {name}.", [{"kind": "wrapped", "left": left, "right": right}], left + text + right
 
 
-def _ended_story(world: "World", rng: random.Random, text: str) -> Task:
+def _ended_story(world: Stories, rng: random.Random, text: str) -> Task:
     end = rng.choice(world.raw["instructions"]["ends"])
     return f"Finish with the words: {end}", [{"kind": "ends", "with": end}], f"{text} {end}"
 
 
-def _started_story(world: "World", rng: random.Random, text: str) -> Task:
+def _started_story(world: Stories, rng: random.Random, text: str) -> Task:
     start = rng.choice(world.raw["instructions"]["starts"])
     return f"Start with the word {start}.", [{"kind": "starts", "with": start}], f"{start}, {text}"
 
 
-def _bare_story(_: "World", __: random.Random, text: str) -> Task:
+def _bare_story(_: Stories, __: random.Random, text: str) -> Task:
     match = BOX.search(text)
     assert match is not None
     return "Show no steps, only the box.", [{"kind": "only_box"}], match.group()
 
 
-def _forbidding_story(world: "World", rng: random.Random, text: str) -> Task:
+def _forbidding_story(world: Stories, rng: random.Random, text: str) -> Task:
     words = sorted({link for style in world.styles.values() for link in style.link if link} | {"So", "Answer"})
     # Not a word of another constraint either: the two may be laid on one story.
     taken = " ".join([text, *world.raw["instructions"]["starts"], *world.raw["instructions"]["ends"]])
@@ -90,7 +89,7 @@ def _forbidding_story(world: "World", rng: random.Random, text: str) -> Task:
     return f"Do not use the word {word}.", [{"kind": "without", "word": word}], text
 
 
-Layer = Callable[["World", random.Random, str], Task]
+Layer = Callable[[Stories, random.Random, str], Task]
 LAYERS: tuple[Layer, ...] = (
     _upper_story,
     _wrapped_story,
@@ -110,13 +109,13 @@ STACKS: tuple[tuple[Layer, Layer], ...] = (
 )
 
 
-def _repeat(world: "World", rng: random.Random) -> Task:
+def _repeat(world: Stories, rng: random.Random) -> Task:
     word, times = _word(world, rng), rng.randint(*world.raw["instructions"]["repeat"])
     request = rng.choice([f"Write the word {word} {times} times.", f"Say {word} exactly {times} times."])
     return request, [{"kind": "repeats", "word": word, "times": times}], " ".join([word] * times)
 
 
-def _upper_words(world: "World", rng: random.Random) -> Task:
+def _upper_words(world: Stories, rng: random.Random) -> Task:
     words = [_word(world, rng) for _ in range(rng.randint(2, 4))]
     left, right, request = _maybe_wrap(rng)
     text = left + " ".join(words).upper() + right
@@ -124,14 +123,14 @@ def _upper_words(world: "World", rng: random.Random) -> Task:
     return f"Write in capital letters: {' '.join(words)}.{request}", constraints, text
 
 
-def _alphabet(world: "World", rng: random.Random) -> Task:
+def _alphabet(world: Stories, rng: random.Random) -> Task:
     words = sorted({_word(world, rng) for _ in range(rng.randint(2, 4))})
     text = ", ".join(words)
     shuffled = ", ".join(rng.sample(words, k=len(words)))
     return f"Put in alphabetical order: {shuffled}.", [{"kind": "text", "is": text}], text
 
 
-def _length(world: "World", rng: random.Random) -> Task:
+def _length(world: Stories, rng: random.Random) -> Task:
     animal, count = _animal(world, rng), rng.randint(*world.raw["instructions"]["length"])
     adjectives = rng.sample(world.raw["instructions"]["adjectives"], k=8)
     place = rng.choice(world.raw["instructions"]["places"])
@@ -145,7 +144,7 @@ def _length(world: "World", rng: random.Random) -> Task:
     return request, [{"kind": "words", "count": count}, {"kind": "mentions", "word": animal}], text
 
 
-def _forbid(world: "World", rng: random.Random) -> Task:
+def _forbid(world: Stories, rng: random.Random) -> Task:
     animal = _animal(world, rng)
     one, two, banned = rng.sample(world.raw["instructions"]["adjectives"], k=3)
     constraints: list[Constraint] = [{"kind": "mentions", "word": animal}, {"kind": "without", "word": banned}]
@@ -153,7 +152,7 @@ def _forbid(world: "World", rng: random.Random) -> Task:
     return request, [*constraints, {"kind": "words_at_least", "count": 4}], f"The {animal} is {one} and {two}."
 
 
-def _in_order(world: "World", rng: random.Random) -> Task:
+def _in_order(world: Stories, rng: random.Random) -> Task:
     animal = _animal(world, rng)
     one, two = rng.sample(world.raw["instructions"]["adjectives"], k=2)
     request = f"Write a sentence about the {animal} with the words {one} and {two} in this order."
@@ -161,7 +160,7 @@ def _in_order(world: "World", rng: random.Random) -> Task:
     return request, constraints, f"The {animal} is {one} and {two}."
 
 
-def _ends(world: "World", rng: random.Random) -> Task:
+def _ends(world: Stories, rng: random.Random) -> Task:
     animal = _animal(world, rng)
     adjective = rng.choice(world.raw["instructions"]["adjectives"])
     end = rng.choice(world.raw["instructions"]["ends"])
@@ -172,7 +171,7 @@ def _ends(world: "World", rng: random.Random) -> Task:
     return request, [*constraints, {"kind": "mentions", "word": animal}], text
 
 
-TASKS: dict[str, Callable[["World", random.Random], Task]] = {
+TASKS: dict[str, Callable[[Stories, random.Random], Task]] = {
     "repeat": _repeat,
     "upper": _upper_words,
     "alphabet": _alphabet,
@@ -183,11 +182,11 @@ TASKS: dict[str, Callable[["World", random.Random], Task]] = {
 }
 
 
-def _word(world: "World", rng: random.Random) -> str:
+def _word(world: Stories, rng: random.Random) -> str:
     return rng.choice([word for words in world.raw["ood"]["categories"].values() for word in words])
 
 
-def _animal(world: "World", rng: random.Random) -> str:
+def _animal(world: Stories, rng: random.Random) -> str:
     return rng.choice(world.raw["ood"]["categories"][world.raw["instructions"]["subjects"]])
 
 

@@ -71,7 +71,7 @@ class Muon:
         return {"rest": self._rest.state_dict(), "momentum": self._momentum}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self._rest.load_state_dict(state["rest"])
         for ours, theirs in zip(self._momentum, state["momentum"], strict=True):
             ours.copy_(theirs)

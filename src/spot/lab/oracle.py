@@ -10,7 +10,8 @@ from typing import Literal
 
 from rapidfuzz.distance import Levenshtein
 
-from spot.lab.world import World, story_of
+from spot.lab.stories import story_of
+from spot.lab.world import World
 from spot.rectify.base import Correction, Failure
 from spot.schema import Problem
 

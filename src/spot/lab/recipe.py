@@ -1,4 +1,4 @@
-"""How the student was raised: from nothing, on its world's text, counted in steps, the same on every run of a machine.
+"""How the student was trained: from scratch, on its world's text, counted in steps, the same on every run of a machine.
 
 One step is 96 questions of the three families with the answers that the world's training text gives; the loss is over
 the answers only. A killed training resumes from its last checkpoint.

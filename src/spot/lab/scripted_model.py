@@ -1,13 +1,16 @@
-"""The lab's Oracle as a model that is prompted: it answers in any mode, and errs as often as it is told to."""
+"""The lab's Oracle as a model that is prompted: it answers in any mode, and errs at given rates."""
 
 import random
 import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from spot.lab.oracle import EQUATION, rewrite
+from spot.errors import UserError
+from spot.lab.oracle import EQUATION, ScriptedOracle, rewrite
 from spot.lab.world import World
 from spot.models.base import Reply, Request, Usage
+from spot.rectify.own import Setting
 from spot.rectify.parse import Markers
 from spot.rectify.patch import Edit, write_edits
 from spot.rectify.steps import write_step
@@ -89,6 +92,23 @@ class ScriptedModel:
         if self._mode == "patch":
             return markers.enclose(write_edits(response, right, markers, _WORDS.findall))
         return markers.enclose(write_step(response, right, markers)) if right != response else markers.enclose("none")
+
+
+def oracle(
+    *, wrong_rate: float = 0.0, ambiguous_rate: float = 0.0, misfit_rate: float = 0.0, setting: Setting
+) -> ScriptedOracle | ScriptedModel:
+    """The lab's Oracle; where it is to err, or to correct in another mode, a model that is prompted.
+
+    Raises `UserError` for a rate that is no share.
+    """
+    rates: dict[str, Any] = {"wrong_rate": wrong_rate, "ambiguous_rate": ambiguous_rate, "misfit_rate": misfit_rate}
+    for name, rate in rates.items():
+        if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+            raise UserError(f"rectify.oracle_options: {name} must be a number from 0 to 1 (got {rate!r})")
+    world, errors = World.load(**setting.problem_options), ErrorRates(*map(float, rates.values()))
+    if not setting.prompted and not errors:
+        return ScriptedOracle(world)
+    return ScriptedModel(world, setting.problems, setting.mode, errors)
 
 
 def _spoiled(right: str, rng: random.Random) -> str:

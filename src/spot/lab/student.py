@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 STUDENT_DIR = Path(__file__).parent / "student"
 
+
+def directory() -> str:
+    """Where the bundled student is."""
+    return str(STUDENT_DIR)
+
+
 # How text is cut before tokens are chosen: a word or digit with the space before it, else single characters.
 CUT = r"\n\n| ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s"
 END_OF_TURN, END_OF_TEXT, START_OF_TURN = "<|im_end|>", "<|endoftext|>", "<|im_start|>"

@@ -1,7 +1,7 @@
 """Whether a continuation is one: some servers ignore the request to continue, and their model begins the answer again.
 
 `restarts` looks at one continuation, `restarted` at the reply to a probe, which is cut in the middle of a sentence of
-the student's own answer, so that what goes on from it cannot look like a beginning.
+the student's own answer, so that a continuation of it cannot look like a beginning.
 """
 
 import re
@@ -27,10 +27,10 @@ _LONG, _COPIED = 12, 0.9  # a beginning of so many words is not copied by chance
 
 
 async def check_student(student: Model, sampling: Sampling, failures: Sequence[Failure]) -> None:
-    """Raise `UserError` where `student`, behind a server, does not go on from the beginning of an answer.
+    """Raise `UserError` where `student`, behind a server, does not continue an answer from its beginning.
 
-    It is asked to go on within its own answers to up to two of `failures`, greedily and for a few tokens; the first
-    that it goes on with is enough. A model in process goes on by construction.
+    It is asked to continue its own answers to up to two of `failures`, greedily and for a few tokens; one that it
+    continues is enough. A model in process continues by construction.
     """
     if not getattr(student, "gated", False):
         return
@@ -56,11 +56,11 @@ async def check_student(student: Model, sampling: Sampling, failures: Sequence[F
         if any(field in refusal for field in _FIELDS):
             break
         if reply is None or refusal or not restarted(failure.attempt.response, beginning, reply.text):
-            return  # it goes on, or what is wrong is something else, which the work itself will tell
+            return  # it continues, or fails in another way, which the stage itself will report
     if probes:
         raise UserError(
-            f"rectify.mode=continue: the server of {student.name} does not go on from the beginning of an answer, it "
-            "begins again; serve the student where continue_final_message works (vLLM, SGLang), or set rectify.mode "
+            f"rectify.mode=continue: the server of {student.name} starts an answer over where it should continue a "
+            "given beginning; serve the student where continue_final_message works (vLLM, SGLang), or set rectify.mode "
             "to patch or rewrite"
         )
 
@@ -81,7 +81,7 @@ def restarts(beginning: str, response: str, text: str) -> bool:
     if not said or not new:
         return False
     if (beginning[-1].isalnum() or beginning[-1] in ".!?") and text[0].isupper() and text[0].isascii():
-        return True  # "... = 4.So ...": who goes on writes the space first
+        return True  # "... = 4.So ...": a continuation writes the space first
     pairs = zip(beginning, response, strict=False)
     kept = next((place for place, (one, other) in enumerate(pairs) if one != other), len(beginning))
     steps = [*split_steps(beginning), *_steps_until(response, kept)]
@@ -99,7 +99,7 @@ def restarted(response: str, beginning: str, text: str) -> bool:
     """Whether `text`, the reply to a probe that ends within a sentence, begins `response` again."""
     own, new = _words(response), _words(text)
     opening = " ".join(own[:_PROBED])
-    alike = _SAME if text[:1].isspace() else _ALIKE  # what goes on within a line begins with a space
+    alike = _SAME if text[:1].isspace() else _ALIKE  # what continues a line begins with a space
     if opening and fuzz.ratio(opening, " ".join(new[:_PROBED])) >= alike:
         return True
     said = _words(beginning)

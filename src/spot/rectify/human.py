@@ -2,8 +2,8 @@
 
 The queue is one SQLite file (WAL, every commit synced) that any number of processes may open at once: the run that
 waits, a web app, a script. `HumanOracle` puts failures in and takes out what was submitted; where some are still open
-the run stops (exit code 3) and leaves a file beside the queue whose responses can be edited in any editor; the next go
-takes the edited rows out of it.
+the run stops (exit code 3) and leaves a file beside the queue whose responses can be edited in any editor; the next
+run takes the edited rows out of it.
 
 What is asked is kept under a hash of all that a person is shown. So an answer is found again when the same failure
 comes back (a run started over, say), and is never given to another response that happens to have the same id.
@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS corrections (
   key TEXT PRIMARY KEY,                 -- hash over attempt id, problem, answer and response
   attempt_id TEXT NOT NULL, place INTEGER NOT NULL,
   problem TEXT NOT NULL, answer TEXT NOT NULL, response TEXT NOT NULL,
-  wanted INTEGER NOT NULL,              -- whether the run's last go still lacked it
+  wanted INTEGER NOT NULL,              -- whether the run still lacked it when it last ran
   claimed_by TEXT, claimed_at REAL, draft TEXT,
   note TEXT NOT NULL DEFAULT '',        -- why what was submitted came back
   text TEXT, skipped TEXT, answered_by TEXT, answered_at REAL
@@ -53,7 +53,7 @@ _OPEN = "wanted AND text IS NULL AND skipped IS NULL"
 
 @dataclass(frozen=True)
 class OpenCorrection:
-    """A correction that is asked for: what a person is shown.
+    """A correction that is wanted: what a person is shown.
 
     `claimed_by` is who works on it now, `draft` their unfinished text. `note` says why an earlier submission came back;
     the draft is then that submission. `key` stands for all that is shown.
@@ -72,7 +72,7 @@ class OpenCorrection:
 class Queue:
     """The queue at `path`. Every call is one transaction on a connection of its own: safe across threads and processes.
 
-    Raises `UserError` where the file is missing or is no queue, and for an attempt whose correction is not asked for,
+    Raises `UserError` where the file is missing or not a queue, and for an attempt whose correction is not wanted,
     is answered already, or is claimed by somebody else.
     """
 
@@ -102,7 +102,7 @@ class Queue:
             )
 
     def open_corrections(self) -> list[OpenCorrection]:
-        """What is asked for and not yet answered, in the order of the run."""
+        """What is wanted and not yet submitted, in the order of the run."""
         with self._transaction() as database:
             rows = database.execute(
                 "SELECT attempt_id, problem, answer, response, "
@@ -138,7 +138,7 @@ class Queue:
             self._skip(database, self._find(database, attempt_id), reason, who)
 
     def answers(self) -> dict[str, tuple[str | None, str]]:
-        """What was answered of what is asked for, by attempt id: the text, or `None` and why there is none."""
+        """Submissions for what is wanted, by attempt id: the text, or `None` and why it was skipped."""
         with self._transaction() as database:
             rows = database.execute(
                 "SELECT attempt_id, text, COALESCE(skipped, '') FROM corrections "
@@ -198,7 +198,9 @@ class Queue:
         if not text.strip():
             raise UserError(f"attempt {row['attempt_id']!r}: the correction is empty; skip what cannot be corrected")
         if text.strip() == row["response"].strip():
-            raise UserError(f"attempt {row['attempt_id']!r}: this is the wrong answer, nothing is corrected")
+            raise UserError(
+                f"attempt {row['attempt_id']!r}: the correction is the wrong answer itself; correct it, or skip it"
+            )
         _set(database, row, text=text, note="", answered_by=who, answered_at=time.time())
 
     def _skip(self, database: sqlite3.Connection, row: sqlite3.Row, reason: str, who: str) -> None:
@@ -207,13 +209,13 @@ class Queue:
             _set(database, _free(row, who), skipped=reason, answered_by=who, answered_at=time.time())
 
     def _find(self, database: sqlite3.Connection, attempt_id: str, key: str | None = None) -> sqlite3.Row:
-        """The correction of an attempt that is asked for, or the one under `key`, asked for still or not."""
+        """The wanted correction of an attempt, or the one under `key`, wanted or not."""
         found = database.execute(
             f"SELECT * FROM corrections WHERE attempt_id = ? AND {'wanted' if key is None else 'key = ?'}",
             (attempt_id,) if key is None else (attempt_id, key),
         ).fetchone()
         if found is None:
-            raise UserError(f"attempt {attempt_id!r}: its correction is not asked for ({self.path})")
+            raise UserError(f"attempt {attempt_id!r}: no correction of it is wanted ({self.path})")
         return found
 
     @contextmanager
@@ -237,8 +239,8 @@ class Queue:
                 database.execute("COMMIT")
         except sqlite3.Error as error:
             raise UserError(
-                f"{self.path}: {error}; is it a queue of corrections, can it be written, is there room? "
-                "What was submitted is kept"
+                f"{self.path}: {error}; check that it is a queue of corrections, that it can be written, and "
+                "that there is disk space; what was submitted is kept"
             ) from error
 
 
@@ -309,9 +311,9 @@ def _digest(value: Any) -> str:
 def _unanswered(row: sqlite3.Row) -> sqlite3.Row:
     if row["text"] is not None or row["skipped"] is not None:
         by = f" by {row['answered_by']}" if row["answered_by"] else ""
-        raise UserError(f"attempt {row['attempt_id']!r}: its correction was answered already{by}")
+        raise UserError(f"attempt {row['attempt_id']!r}: its correction was already submitted{by}")
     if not row["wanted"]:
-        raise UserError(f"attempt {row['attempt_id']!r}: its correction is of a response that the run no longer has")
+        raise UserError(f"attempt {row['attempt_id']!r}: the run no longer has the response that was corrected")
     return row
 
 

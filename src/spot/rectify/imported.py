@@ -69,9 +69,14 @@ class ImportedOracle:
         yield [self._correction(failure) for failure in failures]
 
     def _correction(self, failure: Failure) -> Correction:
+        known = failure.attempt.id in self._by_attempt or failure.attempt.problem_id in self._by_problem
+        text = self.text_of(failure) if known else None
+        return Correction(attempt_id=failure.attempt.id, text=text, reason="" if known else "not_in_file")
+
+    def text_of(self, failure: Failure) -> str:
+        """The file's correction of `failure`, empty where it has none."""
         attempt = failure.attempt
-        text = self._by_attempt.get(attempt.id, self._by_problem.get(attempt.problem_id))
-        return Correction(attempt_id=attempt.id, text=text, reason="not_in_file" if text is None else "")
+        return self._by_attempt.get(attempt.id, self._by_problem.get(attempt.problem_id, ""))
 
     def unused(self, attempts: Sequence[Attempt]) -> list[Dropped]:
         """The corrections that no wrong one of `attempts` takes, each with why. Raises `UserError` where all are."""

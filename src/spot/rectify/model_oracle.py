@@ -1,7 +1,7 @@
 """The Oracle that is a language model: any `Model`, prompted with or without the known answer, in one of three modes.
 
 In `rewrite` it writes the whole corrected answer, in `patch` edits of the student's text, in `continue` the first wrong
-step, set right, from which the student itself goes on. A reply is recorded before it is read (see
+step, corrected, from which the student itself continues. A reply is recorded before it is read (see
 `spot.models.paid.recorded`), so a parser that fails, a kill or a changed check never makes the same request twice.
 """
 
@@ -23,12 +23,12 @@ from spot.verify.base import Verifier
 
 AskedMode = Literal["rewrite", "patch", "continue"]
 LARGER = 2
-"""How many times the tokens a reply gets that is asked for again because it was cut off."""
+"""How many times the tokens a reply gets whose request is repeated because it was cut off."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """Who goes on from the Oracle's step in the mode `continue`, and who says when the answer is right."""
+    """The student, which continues from the Oracle's step in the mode `continue`, and the verifier of its answer."""
 
     student: Model
     sampling: Sampling
@@ -50,22 +50,22 @@ class _Asking:
 
 
 @dataclass(frozen=True)
-class _GoingOn:
-    """One candidate whose answer the student goes on with, from `prefix`."""
+class _Unfinished:
+    """One candidate whose answer the student continues from `prefix`."""
 
     asking: _Asking
     prefix: str
 
 
-_Next = Correction | _Asking | _GoingOn
+_Next = Correction | _Asking | _Unfinished
 
 
 class ModelOracle:
     """Corrects by asking `model` for `candidates` corrections of each failure; implements `spot.rectify.base.Oracle`.
 
     `prompt` is the name of a prompt of this package or the path of the user's own; `None` takes the package's for the
-    mode and `with_answer`. A reply that is cut off is asked for once more with twice the tokens. Edits and steps that
-    cannot be used are told back to the model once. With a `target`, failures that are no longer needed are not asked.
+    mode and `with_answer`. A request whose reply is cut off is repeated once with twice the tokens. The model is told
+    once which edits and steps cannot be used. With a `target`, failures that are no longer needed are not asked.
 
     Raises `UserError` for a prompt that does not exist or does not render.
     """
@@ -97,7 +97,7 @@ class ModelOracle:
     async def correct(self, failures: Sequence[Failure]) -> AsyncIterator[list[Correction]]:
         """Corrections in groups as they come; what has to be asked again is asked once all have been asked.
 
-        Raises `UserError` where the student's server does not go on from a beginning, before the Oracle is asked.
+        Raises `UserError`, before the Oracle is asked, where the student's server does not continue a given beginning.
         """
         if self._continuation is not None:
             await check_student(self._continuation.student, self._continuation.sampling, failures)
@@ -134,15 +134,17 @@ class ModelOracle:
                         outcomes = [self._read(asked[reply.id], reply) for reply in replies]
                         if self.target is not None:
                             # At once: their failures are on their way until it is known whether they bring a pair.
-                            going_on = [outcome for outcome in outcomes if isinstance(outcome, _GoingOn)]
-                            outcomes = [outcome for outcome in outcomes if not isinstance(outcome, _GoingOn)]
-                            async with closed(self._continued(going_on)) as answers:
+                            unfinished = [outcome for outcome in outcomes if isinstance(outcome, _Unfinished)]
+                            outcomes = [outcome for outcome in outcomes if not isinstance(outcome, _Unfinished)]
+                            async with closed(self._continued(unfinished)) as answers:
                                 async for continued in answers:
                                     outcomes += continued
                         following += self._later(outcomes)
                         if corrections := [outcome for outcome in outcomes if isinstance(outcome, Correction)]:
                             yield corrections
-            async with closed(self._continued([item for item in following if isinstance(item, _GoingOn)])) as answers:
+            async with closed(
+                self._continued([item for item in following if isinstance(item, _Unfinished)])
+            ) as answers:
                 async for continued in answers:
                     following += self._later(continued)
                     if corrections := [outcome for outcome in continued if isinstance(outcome, Correction)]:
@@ -202,7 +204,7 @@ class ModelOracle:
             if isinstance(outcome, Correction):
                 continue
             later.append(outcome)
-            asking = outcome.asking if isinstance(outcome, _GoingOn) else outcome
+            asking = outcome.asking if isinstance(outcome, _Unfinished) else outcome
             if self.target is not None:
                 self.target.leave(asking.request.about, asking.candidate)
         return later
@@ -232,7 +234,7 @@ class ModelOracle:
         if self.mode == "patch":
             return self._finished(asking, apply_edits(response, block, asking.markers))
         step = read_step(response, block, asking.markers)
-        return _GoingOn(asking, response[: step.start] + step.text)
+        return _Unfinished(asking, response[: step.start] + step.text)
 
     def _unreadable(self, asking: _Asking, reply: Reply, parsed: Parsed) -> _Next:
         # A whole answer written again is as dear as a new candidate; edits are not.
@@ -264,13 +266,13 @@ class ModelOracle:
         )
         return replace(asking, request=request)
 
-    async def _continued(self, going_on: Sequence[_GoingOn]) -> AsyncIterator[list[_Next]]:
-        """What becomes of answers that the student goes on with."""
+    async def _continued(self, unfinished: Sequence[_Unfinished]) -> AsyncIterator[list[_Next]]:
+        """What becomes of answers that the student continues."""
         enough = self.target is not None and not self.target.missing
-        if self._continuation is None or not going_on or enough:
+        if self._continuation is None or not unfinished or enough:
             return
         student, sampling = self._continuation.student, self._continuation.sampling
-        waiting = {item.asking.request.id: item for item in going_on}
+        waiting = {item.asking.request.id: item for item in unfinished}
         requests = [
             replace(
                 item.asking.request,
@@ -278,16 +280,16 @@ class ModelOracle:
                 seed=derived_seed(sampling.seed, "continue", item.asking.request.id),
                 prefix=item.prefix,
             )
-            for item in going_on
+            for item in unfinished
         ]
         async with closed(student.generate(requests, sampling)) as groups:
             async for replies in groups:
                 yield await asyncio.to_thread(self._judged, [(waiting[reply.id], reply) for reply in replies])
 
-    def _judged(self, continued: Sequence[tuple[_GoingOn, Reply]]) -> list[_Next]:
-        return [self._gone_on(item, reply) for item, reply in continued]
+    def _judged(self, continued: Sequence[tuple[_Unfinished, Reply]]) -> list[_Next]:
+        return [self._read_continuation(item, reply) for item, reply in continued]
 
-    def _gone_on(self, item: _GoingOn, reply: Reply) -> _Next:
+    def _read_continuation(self, item: _Unfinished, reply: Reply) -> _Next:
         assert self._continuation is not None
         asking = item.asking
         if reply.finish_reason != "stop":

@@ -1,44 +1,62 @@
 """The user's own Oracle by name: found, checked, and wrapped so that its failures are one line."""
 
 import inspect
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from spot.errors import RunFailed, UserError
-from spot.models.base import closed
-from spot.plugin import load_function, own_code
-from spot.rectify.base import Correction, Failure, Oracle
-from spot.schema import Mode
+from spot.models.base import Model, closed
+from spot.plugin import call, load_registered, own_code
+from spot.rectify.base import Correction, Failure
+from spot.schema import Mode, Problem
 
 SEE = "see docs/extending.md"
 
 
-def load_oracle(spec: str, **arguments: Any) -> Oracle:
-    """The Oracle that the user's `module:function` makes, called with `arguments`.
+@dataclass(frozen=True)
+class Setting:
+    """What a function that makes an Oracle is told of its run if it has a parameter `setting`.
 
-    The working directory is searched too. Raises `UserError` where the name leads nowhere or to something that is no
-    Oracle (`name`, `mode` and `correct`, see `spot.rectify.base`), `RunFailed` where the function raises. The Oracle's
-    own errors become `RunFailed`s that name `spec`, the file and the line.
+    `prompted` says that only a model, which is then asked in `mode`, serves the run's settings (`rectify.mode`,
+    `candidates` or `target_pairs`); `problem_options` are `problems.options`.
     """
-    factory = load_function("oracle", spec)
-    with own_code("oracle", spec):
-        try:
-            inspect.signature(factory).bind(**arguments)
-        except TypeError as error:
-            raise UserError(f"oracle {spec!r}: calling it failed ({error})") from error
-        oracle: Any = factory(**arguments)
+
+    problems: Sequence[Problem]
+    mode: Mode
+    prompted: bool
+    problem_options: Mapping[str, Any]
+
+
+def load_oracle(
+    spec: str, options: Mapping[str, Any] | None = None, setting: Setting | None = None
+) -> "OwnOracle | Model":
+    """The Oracle that the `module:function` `spec` makes, or a registered one, called with `options`.
+
+    It may return a model instead (`generate`, see `spot.models.base`), which is then prompted for corrections. The
+    working directory is searched too. Raises `UserError` where the name leads to nothing or not to an Oracle
+    (`name`, `mode` and `correct`, see `spot.rectify.base`), `RunFailed` where the function raises. The Oracle's own
+    errors become `RunFailed`s that name `spec`, the file and the line.
+    """
+    arguments = dict(options or {})
+    if "setting" in inspect.signature(load_registered("oracle", spec)).parameters:
+        arguments["setting"] = setting
+    oracle: Any = call("oracle", spec, **arguments)
+    if hasattr(oracle, "generate"):
+        return oracle
     for attribute in ("name", "mode", "correct"):
         if not hasattr(oracle, attribute):
-            raise UserError(f"oracle {spec!r}: what it returned is no Oracle, it has no {attribute!r}; {SEE}")
+            raise UserError(f"oracle {spec!r}: the function did not return an Oracle, which has a {attribute!r}; {SEE}")
     if oracle.mode not in get_args(Mode):
         raise UserError(f"oracle {spec!r}: its mode is {oracle.mode!r}; it must be one of {', '.join(get_args(Mode))}")
-    return _Own(spec, oracle)
+    return OwnOracle(spec, oracle, dict(options or {}))
 
 
-class _Own:
+class OwnOracle:
     """The user's Oracle; implements `spot.rectify.base.Oracle`."""
 
-    def __init__(self, spec: str, oracle: Any) -> None:
+    def __init__(self, spec: str, oracle: Any, options: Mapping[str, Any]) -> None:
+        self.options = options
         self.name: str = oracle.name
         self.mode: Mode = oracle.mode
         self._spec = spec

@@ -10,7 +10,9 @@ from spot.errors import RunFailed, UserError
 from spot.files.store import Appender, read_rows, repair, write_rows
 from spot.models.base import Unanswered, closed
 from spot.rectify.base import Correction, Failure, Oracle
+from spot.rectify.imported import ImportedOracle
 from spot.rectify.model_oracle import ModelOracle
+from spot.rectify.own import OwnOracle
 from spot.schema import Rectification, Verdict
 from spot.verify.base import Verifier
 
@@ -26,8 +28,8 @@ NOT_ANSWERED = ("no_reply", "no_correction")
 def stored(output: Path, failures: Mapping[str, Failure], oracle: Oracle) -> list[Rectification]:
     """What `output` holds already of corrections of `failures`, which are by the attempt's id.
 
-    Failures that got no reply are taken out of it: they are asked again. Raises `UserError` where a row is of another
-    Oracle, or answers what would be asked otherwise now.
+    Rows without a reply are removed from it, to be asked again, and so are imported corrections whose file has another
+    text now. Raises `UserError` where a row is of another Oracle, or what would be asked now is different.
     """
     if output.suffix == ".parquet":
         raise UserError(f"{output}: corrections are appended as they come, which Parquet cannot do; name a .jsonl file")
@@ -38,22 +40,29 @@ def stored(output: Path, failures: Mapping[str, Failure], oracle: Oracle) -> lis
     for row in rows:
         failure, what = failures.get(row.attempt_id), ""
         if failure is None or (row.oracle, row.mode) != (oracle.name, oracle.mode):
-            what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r} ({row.mode}), which is not asked for here"
+            what = f"corrects {row.attempt_id!r} by the Oracle {row.oracle!r} ({row.mode}), not the one asked here"
         elif row.asked != asked(oracle, failure, row.candidate):
-            what = "answers something else than would be asked now: the attempt, the prompt or the sampling is another"
+            what = "answers another attempt, prompt, sampling or Oracle setting than today's"
         if what:
             raise UserError(f"{output}: row {row.id!r} {what}; name another file, or delete this one to start over")
-    answered = [row for row in rows if row.reason not in NOT_ANSWERED]
+    answered = [
+        row
+        for row in rows
+        if row.reason not in NOT_ANSWERED
+        and not (isinstance(oracle, ImportedOracle) and oracle.text_of(failures[row.attempt_id]) != row.response)
+    ]
     if len(answered) < len(rows):
         write_rows(output, answered)
     return answered
 
 
 def asked(oracle: Oracle, failure: Failure, candidate: int) -> str:
-    """What tells the correction of a failure from one of another answer, or asked for in other words."""
+    """A hash that tells a correction from one of another answer, or one requested in other words."""
     if isinstance(oracle, ModelOracle):
         return oracle.identity(failure, candidate)
-    material = (failure.attempt.response, failure.problem.answer)
+    material: tuple[object, ...] = (failure.attempt.response, failure.problem.answer)
+    if isinstance(oracle, OwnOracle) and oracle.options:
+        material += (sorted(oracle.options.items()),)
     return hashlib.sha256(repr(material).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -105,7 +114,7 @@ async def rectify(
                 unanswered.why[f"{correction.attempt_id}.{correction.candidate}"] = correction.detail
                 if isinstance(oracle, ModelOracle):
                     oracle.judged(correction, accepted=False)
-        # In a thread: an Oracle that is asked over the network goes on meanwhile.
+        # In a thread: an Oracle that is asked over the network continues meanwhile.
         rows = await asyncio.to_thread(_all_judged, corrections, open_failures, oracle, verifier)
         for row in rows:
             if row.id in seen:

@@ -2,8 +2,8 @@
 
 A step is a line, or a sentence within a line, with the white space that follows it (blank lines too). The Oracle's
 block is one edit as in `spot.rectify.patch`: its old text is the first wrong step, copied, its new text that step set
-right. The student goes on from there, so of the new text only the beginning counts, up to and including the first step
-that differs from the student's own: whatever else the Oracle wrote, the student writes itself.
+right. The student continues from there, so of the new text only the beginning counts, up to and including the first
+step that differs from the student's own: whatever else the Oracle wrote, the student writes itself.
 """
 
 import re
@@ -33,7 +33,7 @@ class StepError(ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """The student goes on from `response[:start] + text`."""
+    """The student continues from `response[:start] + text`."""
 
     start: int
     text: str

@@ -1,4 +1,4 @@
-"""Exactly so many pairs: a correction is asked for only while it may still be needed."""
+"""Exactly so many pairs: a correction is requested only while it may still be needed."""
 
 import asyncio
 from collections import defaultdict
@@ -40,7 +40,7 @@ class Target:
             await self._waiting[-1]
 
     def leave(self, about: str, candidate: int, *, accepted: bool = False) -> None:
-        """A candidate's correction was judged, or has to be asked for again later."""
+        """A candidate's correction was judged, or has to be requested again later."""
         if accepted:
             self._accepted.add(about)
         waiting = self._on_their_way.get(about)

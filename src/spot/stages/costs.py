@@ -41,7 +41,7 @@ def estimate(config: RunConfig, place: "Place") -> str:
     section = config.rectify
     oracle = open_oracle(config)
     in_process = section.oracle == "self" and config.student.base_url is None
-    if not isinstance(oracle, ModelOracle) or in_process or section.oracle == "scripted":
+    if not isinstance(oracle, ModelOracle) or in_process or section.oracle not in ("model", "self"):
         return f"the Oracle {section.oracle!r} sends no request that is paid for here"
     problem_of = {problem.id: problem for problem in problems}
     failures = [Failure(problem_of[row.problem_id], row) for row in attempts if row.outcome == "wrong"]

@@ -19,7 +19,7 @@ def tasks_of(
     """What is to be measured; rows of benchmarks are not looked for yet."""
     return find_tasks(
         section.tasks,
-        world=problems.world,
+        options=problems.options,
         lab_seed=section.seed,
         lab_questions=section.questions,
         on_bad_row=on_bad_row,

@@ -11,6 +11,7 @@ from spot.errors import UserError
 from spot.files.store import OnBadRow
 from spot.hub import fingerprint, model_path
 from spot.models.base import Model, Reply, Request, closed
+from spot.plugin import registered
 from spot.schema import Dropped, Problem, Sampling
 from spot.verify.base import Verifier
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from spot.rectify.target import Target
 
 Needed = TypeVar("Needed")
+ASKED_BY_PROMPT = ("mode", "candidates", "target_pairs")
+"""Settings that only an Oracle reads which is a model that we prompt."""
 
 
 def open_ledger(path: Path) -> "Ledger":
@@ -151,8 +154,6 @@ def open_oracle(config: RunConfig, asking: Asking | None = None) -> "Oracle":
     """The Oracle that a config names; bad rows of a file of corrections go to `dropped` if skipped."""
     section, asking = config.rectify, asking or Asking()
     _check(section)
-    if section.oracle == "scripted":
-        return _scripted(config, asking)
     if section.oracle == "import":
         from spot.rectify.imported import ImportedOracle
 
@@ -168,12 +169,24 @@ def open_oracle(config: RunConfig, asking: Asking | None = None) -> "Oracle":
         from spot.rectify.human import HumanOracle
 
         return HumanOracle(asking.queue or config.run.dir / "human.sqlite", open_verifier(config.problems))
-    if ":" not in section.oracle:
+    if ":" not in section.oracle and not registered("oracle", section.oracle):
         known = "model, self, human, scripted, import, module:function"
         raise UserError(f"rectify.oracle: unknown Oracle {section.oracle!r}; known: {known}")
-    from spot.rectify.own import load_oracle
+    return _own(config, asking)
 
-    return load_oracle(section.oracle)
+
+def _own(config: RunConfig, asking: Asking) -> "Oracle":
+    """The Oracle of a registered or the user's function, or one that prompts the model which the function returns."""
+    from spot.rectify.own import OwnOracle, Setting, load_oracle
+
+    section = config.rectify
+    prompted = section.mode != "rewrite" or section.candidates > 1 or section.target_pairs is not None
+    setting = Setting(asking.problems, section.mode, prompted, config.problems.options)
+    oracle = load_oracle(section.oracle, section.oracle_options, setting)
+    if not isinstance(oracle, OwnOracle):
+        return _asked(config, asking, oracle, oracle.name)
+    _refuse(section, ASKED_BY_PROMPT)
+    return oracle
 
 
 def _check(section: RectifySection) -> None:
@@ -182,14 +195,18 @@ def _check(section: RectifySection) -> None:
         raise UserError("rectify.batch needs rectify.oracle=model and one rectify.base_url")
     if section.give_up and not section.batch:
         raise UserError("rectify.give_up names batches; it needs rectify.batch=true")
-    if section.oracle not in ("model", "self", "scripted"):
-        for key, default in (("mode", "rewrite"), ("candidates", 1)):
-            if getattr(section, key) != default:
-                raise UserError(f"rectify.{key}: the Oracle {section.oracle!r} does not read it; leave it out")
+    own = ":" in section.oracle or registered("oracle", section.oracle) is not None
+    _refuse(section, () if own else ("oracle_options",))
+    _refuse(section, ASKED_BY_PROMPT if section.oracle in ("human", "import") else ())
     if section.oracle == "self" and section.model is not None:
         raise UserError("rectify.model: the Oracle 'self' is the student (student.model); leave it out")
-    if section.target_pairs is not None and section.oracle not in ("model", "self", "scripted"):
-        raise UserError(f"rectify.target_pairs: the Oracle {section.oracle!r} is not asked pair by pair; leave it out")
+
+
+def _refuse(section: RectifySection, keys: Sequence[str]) -> None:
+    """Raise `UserError` where one of `keys`, which this Oracle does not read, is set."""
+    for key in keys:
+        if getattr(section, key) != RectifySection.model_fields[key].get_default(call_default_factory=True):
+            raise UserError(f"rectify.{key}: the Oracle {section.oracle!r} does not read it; leave it out")
 
 
 def _batched(model: "EndpointModel", asking: Asking, section: RectifySection) -> Model:
@@ -198,19 +215,6 @@ def _batched(model: "EndpointModel", asking: Asking, section: RectifySection) ->
     from spot.models.paid.batch import BatchModel
 
     return BatchModel(model, asking.ledger, wait=False, give_up=section.give_up, say=asking.say)
-
-
-def _scripted(config: RunConfig, asking: Asking) -> "Oracle":
-    """The lab's Oracle; where it is to err, or to correct in another mode, as a model that is prompted."""
-    from spot.lab.oracle import ScriptedOracle
-    from spot.lab.scripted_model import ErrorRates, ScriptedModel
-    from spot.lab.world import World
-
-    section, world = config.rectify, World.load(config.problems.world)
-    errors = ErrorRates(section.wrong_rate, section.ambiguous_rate, section.misfit_rate)
-    if section.mode == "rewrite" and section.candidates == 1 and not errors and asking.target is None:
-        return ScriptedOracle(world)
-    return _asked(config, asking, ScriptedModel(world, asking.problems, section.mode, errors), "scripted")
 
 
 def made_with(student: StudentSection) -> str:

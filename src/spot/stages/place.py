@@ -11,8 +11,8 @@ from spot.errors import UserError
 from spot.evaluate.run import keep_identity, kept_day
 from spot.files.disk import locked
 from spot.files.store import RowType, RunDirectory, read_dropped, read_problems, read_rows, write_rows
-from spot.lab.world import World
 from spot.models.paid.ledger import Ledger
+from spot.plugin import call, registered
 from spot.schema import Dropped, Problem
 from spot.stages.opening import made_with
 
@@ -136,8 +136,8 @@ class Place:
 def load_problems(config: RunConfig, skipped: list[Dropped]) -> list[Problem]:
     """The questions of `problems`: the lab's, or a file's first `count`. Raises `UserError` where there is none."""
     section = config.problems
-    if section.source == "lab":
-        return World.load(section.world).problems("in_domain", "train", section.count or 2000, config.run.seed)
+    if registered("problems", section.source):
+        return call("problems", section.source, section.count or 2000, config.run.seed, **section.options)
     rows = read_problems(Path(section.source), config.run.on_bad_row, skipped)[: section.count]
     if not rows:
         raise UserError(f"{section.source}: no problems")

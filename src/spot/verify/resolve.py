@@ -6,16 +6,16 @@ from functools import partial
 from typing import Any
 
 from spot.errors import RunFailed, UserError
-from spot.plugin import described, load_function
+from spot.plugin import REGISTERED, described, load_function
 from spot.schema import Problem, Verdict
 from spot.verify.base import Verifier
 from spot.verify.boxed import compile_pattern
 from spot.verify.notation import encodable
 
 BUILT_IN = {
+    **REGISTERED["verifier"],
     "math": "spot.verify.math:verify_problem",
     "exact": "spot.verify.exact:verify_exact",
-    "lab": "spot.lab.verify:verify",
     "connect4": "spot.verify.connect4:verify",
     "choice": "spot.verify.choice:verify",
     "likelihood": "spot.verify.likelihood:verify",

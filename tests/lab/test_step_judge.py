@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from spot.audit.lab_steps import LabJudge
 from spot.audit.steps import JudgedStep, error_rates, step_changes, summarise_steps
 from spot.audit.summary import PairAudit
 from spot.lab.oracle import rewrite
-from spot.lab.world import Step, Story, Style, World, story_of
+from spot.lab.step_judge import LabJudge
+from spot.lab.stories import Step, Story, Style, story_of
+from spot.lab.world import World
 from spot.schema import Attempt, Problem, Verdict
 
 Planted = tuple[str, set[tuple[int, str]]]

@@ -13,13 +13,14 @@ correction. What is wrong with a step is one or more of these kinds:
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from spot.audit.steps import JudgedStep
 from spot.lab.oracle import EQUATION
-from spot.lab.world import Step, Story, World, story_of
+from spot.lab.stories import Step, Story, story_of
+from spot.lab.world import World
 from spot.schema import Problem
 
 _BOX = re.compile(r"\\boxed\{\s*(-?\d+)\s*\}")
@@ -46,6 +47,15 @@ class _Line:
         return {"+": self.x + self.k, "-": self.x - self.k, "*": self.x * self.k}[self.op]
 
 
+def step_judge(problems: Iterable[Problem], *, world: str = "default") -> "LabJudge | None":
+    """The judge of the stories of `world`, `None` where none of `problems` is a story."""
+    return LabJudge(World.load(world)) if any(map(_is_story, problems)) else None
+
+
+def _is_story(problem: Problem) -> bool:
+    return problem.meta.get("family") == "in_domain" and "events" in problem.meta
+
+
 class LabJudge:
     """Judges in-domain answers of one world: their opening, a step an event, their close."""
 
@@ -54,7 +64,7 @@ class LabJudge:
 
     def __call__(self, problem: Problem, response: str) -> list[JudgedStep] | None:
         """The opening, the events' steps and the close of `response`; `None` for a problem that is no story."""
-        if problem.meta.get("family") != "in_domain" or "events" not in problem.meta:
+        if not _is_story(problem):
             return None
         story = story_of(problem)
         if story.item not in self.world.raw["items"] or any(

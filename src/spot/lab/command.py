@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from spot.cli.shared import Output
 from spot.errors import UserError
 from spot.terminal import new_console
 
@@ -19,7 +18,7 @@ def lab_train_command(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; the recipe's own unless given.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, questions and order.")] = 0,
 ) -> None:
-    """Raise the bundled student from nothing, on its world's text. A stopped training resumes where it stopped."""
+    """Train the bundled student from scratch on its world's text. A stopped training resumes where it stopped."""
     from dataclasses import replace
 
     from transformers.utils import logging
@@ -46,7 +45,7 @@ def lab_train_command(
 
 @lab.command("problems", epilog="Example: spot lab problems --family in_domain --count 100 --output problems.jsonl")
 def lab_problems_command(
-    output: Output,
+    output: Annotated[Path, typer.Option(help="The file to write: JSONL, or Parquet by extension.")],
     family: Annotated[str, typer.Option(help="in_domain, ood or instructions.")] = "in_domain",
     split: Annotated[str, typer.Option(help="train, tune or test.")] = "train",
     count: Annotated[int, typer.Option(help="How many questions.", min=1)] = 2000,
@@ -59,5 +58,7 @@ def lab_problems_command(
 
     if family not in FAMILIES or split not in ("train", "tune", "test"):
         raise UserError(f"--family is one of {', '.join(FAMILIES)}; --split is one of train, tune, test")
+    if output.is_dir():
+        raise UserError(f"{output}: a directory; --output names a file")
     write_rows(output, World.load(world).problems(family, split, count, seed))
     new_console().print(f"{output}: {count} problems", highlight=False)
