@@ -13,6 +13,7 @@ from tests.fake_server import Answer, FakeServer, Seen, completion
 
 from spot.config import parse_config
 from spot.files.store import read_rows, write_rows
+from spot.models.paid.ledger import Ledger
 from spot.pairs.filter import make_pairs
 from spot.rectify.base import Failure
 from spot.rectify.human import HumanOracle, Queue
@@ -20,7 +21,7 @@ from spot.rectify.imported import ImportedOracle
 from spot.rectify.parse import Markers
 from spot.schema import Attempt, Pair, Problem, Rectification, Verdict, text_of
 from spot.stages.asking import import_answers
-from spot.stages.opening import Asking, open_ledger, open_oracle
+from spot.stages.opening import Asking, open_oracle
 from spot.stages.rectify import correct
 from spot.terminal import new_console
 
@@ -98,7 +99,7 @@ def corrected(
         for number in range(1 + again):
             if number == 2:
                 (place / "r.jsonl").unlink()  # what was paid for is in the ledger alone
-            with open_ledger(place / "l.sqlite") as ledger:
+            with Ledger(place / "l.sqlite") as ledger:
                 correct(
                     [failure.problem for failure in failures], [failure.attempt for failure in failures],
                     open_oracle(config, Asking(ledger)), right, place / "r.jsonl",

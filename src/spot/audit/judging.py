@@ -16,10 +16,10 @@ from spot.audit.summary import Agreement, JudgeSummary, StepChange, read_audit
 from spot.config import RunConfig
 from spot.errors import UserError
 from spot.files.store import RunDirectory
+from spot.models.paid.ledger import Ledger
 from spot.plugin import REGISTERED, call
 from spot.progress import bar
 from spot.schema import Pair, Problem, text_of
-from spot.stages.opening import open_ledger
 
 NO_JUDGE = (
     "only the lab's steps can be checked exactly; for other problems name a judge model in the section judge "
@@ -55,7 +55,7 @@ def judge_steps(
     of the very same judge. Raises `UserError` for labels without a judge model, and what asking raises.
     """
     rows = None if labels is None else read_labels(labels)
-    with open_ledger(run / "ledger.sqlite") as ledger:
+    with Ledger(run / "ledger.sqlite") as ledger:
         judge = open_judge(config, ledger)
         if judge is None:
             if rows is not None:

@@ -23,9 +23,10 @@ from spot.config import RunConfig, SamplingSection, load_config
 from spot.errors import UserError
 from spot.files.disk import write_atomic
 from spot.files.store import RunDirectory, read_rows, write_rows
+from spot.models.paid.ledger import Ledger
 from spot.schema import Attempt, Message, Pair, Problem, Rectification, Row, as_messages
 from spot.stages.elicit import ask
-from spot.stages.opening import LazyModel, endpoint, needed, open_ledger, open_verifier, recorded
+from spot.stages.opening import LazyModel, endpoint, needed, open_verifier, recorded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -239,7 +240,7 @@ def ask_oracle(problems: Sequence[Problem], config: RunConfig, run: RunDirectory
         limit = "" if section.max_cost is None else f", for at most ${section.max_cost:g} of the run's ledger"
         what = f"sft: asking {name} {open_:,} questions directly{limit}; what it costs: spot ledger {run.path}"
         console.print(what, highlight=False, soft_wrap=True)
-    with open_ledger(run / "ledger.sqlite") as ledger:
+    with Ledger(run / "ledger.sqlite") as ledger:
         # Opened when there is something to ask: to cut the sets anew takes neither a key nor a server.
         model = LazyModel(name, name, lambda: recorded(endpoint(section, name), ledger, "sft", section))
         path = run / "oracle_attempts.jsonl"

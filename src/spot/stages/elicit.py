@@ -10,6 +10,7 @@ from rich.console import Console
 from spot import interrupt
 from spot.config import DrawnSection, RunConfig
 from spot.models.base import Model
+from spot.models.paid.ledger import Ledger
 from spot.progress import bar
 from spot.schema import Attempt, Counts, Dropped, Problem
 from spot.stages.asking import Variant, answer, import_answers
@@ -29,7 +30,7 @@ def attempts_of(config: RunConfig, place: Place, console: Console, samples: int)
     imported, skipped = config.elicit.attempts, list[Dropped]()
     problems, verifier = place.read_problems(config), open_verifier(config.problems)
     paid = imported is None and config.student.base_url is not None
-    with place.open_ledger() if paid else nullcontext() as ledger:
+    with Ledger(place.ledger) if paid else nullcontext() as ledger:
         if imported is not None:
             with place.writing(place.attempts):
                 output, on_bad_row = place.attempts, config.run.on_bad_row

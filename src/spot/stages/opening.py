@@ -26,13 +26,6 @@ ASKED_BY_PROMPT = ("mode", "candidates", "target_pairs")
 """Settings that only an Oracle reads which is a model that we prompt."""
 
 
-def open_ledger(path: Path) -> "Ledger":
-    """The ledger at `path`."""
-    from spot.models.paid.ledger import Ledger
-
-    return Ledger(path)
-
-
 def open_model(
     section: StudentSection,
     trained: Path | None = None,

@@ -11,7 +11,6 @@ from spot.errors import UserError
 from spot.evaluate.run import keep_identity, kept_day
 from spot.files.disk import locked
 from spot.files.store import RowType, RunDirectory, read_dropped, read_problems, read_rows, write_rows
-from spot.models.paid.ledger import Ledger
 from spot.plugin import call, registered
 from spot.schema import Dropped, Problem
 from spot.stages.opening import made_with
@@ -72,12 +71,6 @@ class Place:
     def day(self) -> date:
         """The day on which the answers were begun, for chat templates that print the date."""
         return kept_day(self.identity) if self.run is None else self.run.day()
-
-    @contextmanager
-    def open_ledger(self) -> Generator[Ledger]:
-        """The ledger that the stage pays through."""
-        with Ledger(self.ledger) as ledger:
-            yield ledger
 
     @contextmanager
     def writing(self, output: Path, config: RunConfig | None = None) -> Generator[None]:

@@ -12,6 +12,7 @@ from spot.config import RunConfig
 from spot.errors import StoppedEarly, UserError
 from spot.files.store import Appender, OnBadRow
 from spot.hub import model_path
+from spot.models.paid.ledger import Ledger
 from spot.pairs.change import change_ratio
 from spot.pairs.tokens import load_encoder
 from spot.progress import bar
@@ -41,7 +42,7 @@ def rectify(config: RunConfig, place: Place, console: Console) -> str:
     target = None if wanted is None else Target(wanted)
     within = None if target is None else within_gamma(config)
     verifier = open_verifier(config.problems)
-    with place.open_ledger() as ledger:
+    with Ledger(place.ledger) as ledger:
         say = partial(console.print, highlight=False, soft_wrap=True)
         asking = Asking(ledger, target, problems, place.queue, say, config.run.on_bad_row, unused, place.day)
         oracle = open_oracle(config, asking)
